@@ -1,0 +1,57 @@
+//! The command line as a whole.
+
+use clap::{Parser, Subcommand};
+
+use crate::commands;
+
+/// Union filesystem over FUSE, and containers on it
+///
+/// `layerfs mount` shows a stack of directories as one tree: read-only layers under one writable layer that
+/// receives every change. `layerfs run` runs a command in such a tree.
+#[derive(Debug, Parser)]
+#[command(
+    name = "layerfs",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = false,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_long_help = AFTER_HELP
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Called as a mount helper
+  layerfs [SOURCE] TARGET -o OPTIONS   as mount.fuse3, containerd and podman call it
+  mount -t fuse.layerfs SOURCE TARGET -o lowerdir=LOWER,upperdir=UPPER,workdir=WORK
+  A link to this program that is named fuse-overlayfs, mount.fuse.layerfs or mount.layerfs
+  is always a mount helper.
+
+Environment
+  LAYERFS_LOG        how much to log: error, warn, info, debug, trace, or filters
+  LAYERFS_LOG_FILE   where to log to
+
+Exit codes
+  0   success
+  1   the command line or an option is wrong, or a command that does not mount failed
+  32  a mount or unmount failed
+  64  umount: some targets were unmounted, others not
+  Those of run are the command's own; 125 is a failure of layerfs itself, 126 a command that
+  cannot be executed, 127 one that was not found, 128+N one that was killed by signal N.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Mount(commands::mount::MountArgs),
+    #[command(visible_alias = "unmount")]
+    Umount(commands::umount::UmountArgs),
+    Index(commands::index::IndexArgs),
+    Run(commands::run::RunArgs),
+    Completion(commands::completion::CompletionArgs),
+    Man(commands::man::ManArgs),
+    Version(commands::version::VersionArgs),
+}

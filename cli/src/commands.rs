@@ -1,0 +1,9 @@
+//! One file per command: an `Args` struct whose doc comment is its help, and one function.
+
+pub(crate) mod completion;
+pub(crate) mod index;
+pub(crate) mod man;
+pub(crate) mod mount;
+pub(crate) mod run;
+pub(crate) mod umount;
+pub(crate) mod version;

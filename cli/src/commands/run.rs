@@ -1,0 +1,267 @@
+//! `layerfs run`: one command in a copy-on-write view of a root filesystem.
+//!
+//! Joins the union filesystem, served by a child of this process, and the runner. Everything set up is undone in
+//! reverse order on every way out, by guards; what a killed run leaves is found by the next one. The mounts are
+//! made in a mount namespace of this process's own, so that the machine's mount table never changes.
+
+mod options;
+mod remove;
+mod root;
+mod store;
+mod user;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use layerfs_runner::attach::{Outcome, Signals, Streams, attach};
+use layerfs_runner::config::Config;
+use layerfs_runner::config::default_spec::{DefaultSpec, default_spec};
+use layerfs_runner::state::{ProcessIdentity, Status};
+use layerfs_runner::{Container, CreateError, FailureKind, host, terminal};
+
+use self::options::Request;
+use self::root::ContainerRoot;
+use self::store::{ContainerDirectory, Store};
+use self::user::Identity;
+use crate::exit::{self, Hinted};
+use crate::logging::LogArgs;
+use crate::ui;
+
+/// Exit code when the command exists and cannot be executed, as docker and shells have it.
+const NOT_EXECUTABLE: u8 = 126;
+/// Exit code when there is no such command.
+const NOT_FOUND: u8 = 127;
+
+/// Run a command in a copy-on-write view of a root filesystem
+///
+/// DIR is the root filesystem: a directory, or / for this machine's own. The command sees it as its own, may change
+/// and remove anything in it, and DIR stays as it is: changes go to a layer of the container. It has processes,
+/// network (a loopback interface only), host name and mounts of its own.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct RunArgs {
+    /// The root filesystem
+    #[arg(long, value_name = "DIR")]
+    rootfs: PathBuf,
+    /// Remove the container and its changes when the command has ended
+    #[arg(long)]
+    rm: bool,
+    /// Pass standard input on to the command, which has none otherwise
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Set an environment variable; without =VALUE, to what it is here
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    env: Vec<OsString>,
+    /// Working directory, made if it is missing [default: /]
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<PathBuf>,
+    /// Host name [default: the container's short id]
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// User and group, by name in the container or by number [default: root]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Mount the root filesystem read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Restrict the command further: no-new-privileges (set-id programs give none)
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    #[command(flatten)]
+    log: LogArgs,
+    /// The command and its arguments
+    #[arg(value_name = "CMD", required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+const AFTER_HELP: &str = "\
+Examples
+  A shell in a copy of this machine; nothing it does stays:
+    layerfs run --rootfs / --rm -it -- bash
+  A command in an unpacked root filesystem, with its changes kept:
+    layerfs run --rootfs /srv/debian -e LANG=C.UTF-8 -w /src -- make
+
+Environment
+  LAYERFS_ROOT    where containers are kept [/var/lib/layerfs; for other users than root
+                  $XDG_DATA_HOME/layerfs or ~/.local/share/layerfs]
+
+Exit codes
+  that of the command; 128+N when signal N ended it; 125 own failure; 126 the command cannot be
+  executed; 127 there is no such command";
+
+pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let request = Request::new(args)?;
+    let store_root = store::default_root()?;
+    enter_own_namespaces(&store_root)?;
+    let signals = Signals::take().context("take signals over")?;
+    let store = Store::open(store_root)?;
+    for warning in store.sweep() {
+        ui::warn(warning);
+    }
+    let mut directory = store.create(&request.rootfs, request.remove)?;
+    let id = directory.id().to_owned();
+    let result = run_in(&mut directory, &request, &store, &signals);
+    let kept = match &result {
+        Ok(Ending::Interrupted(_)) | Err(_) => None,
+        Ok(Ending::Code(_)) => (!request.remove).then(|| directory.path().to_owned()),
+    };
+    match &kept {
+        Some(_) => directory.keep()?,
+        None => directory.remove().context("remove the container")?,
+    }
+    if let Some(path) = kept {
+        ui::note(format_args!(
+            "container {}: its changes are in {}; remove them with: rm -rf {}",
+            store::short(&id),
+            path.join(store::UPPER).display(),
+            path.display()
+        ));
+    }
+    match result? {
+        Ending::Code(code) => Ok(ExitCode::from(code)),
+        Ending::Interrupted(signal) => {
+            Ok(ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0))))
+        }
+    }
+}
+
+/// How it ended without a failure of our own.
+enum Ending {
+    /// The code to exit with.
+    Code(u8),
+    /// Asked to stop before the command began.
+    Interrupted(i32),
+}
+
+/// A user namespace for those who are not root, a mount namespace, and a program file that a container cannot
+/// overwrite. Starts the program again; the second time it goes through.
+fn enter_own_namespaces(store_root: &std::path::Path) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        host::enter_user_namespace()
+            .map_err(|error| Hinted {
+                message: error.words(),
+                hint: "run as root, or allow user namespaces for ordinary users".into(),
+            })
+            .context("become root of a user namespace")?;
+    }
+    host::enter_private_mounts().map_err(|error| Hinted {
+        message: error.words(),
+        hint: "this needs root (CAP_SYS_ADMIN) and Linux 5.12 or later".into(),
+    })?;
+    // In the user namespace this process will look like root, whose store is elsewhere.
+    host::protect_executable(&[(store::ROOT_VARIABLE, store_root.as_os_str())])?;
+    Ok(())
+}
+
+fn run_in(
+    directory: &mut ContainerDirectory,
+    request: &Request,
+    store: &Store,
+    signals: &Signals,
+) -> anyhow::Result<Ending> {
+    let root = ContainerRoot::mount(directory, request, store)?;
+    let outcome = run_on(directory, request, &root, signals);
+    // The command is gone with its processes: nobody uses the mount any more.
+    root.unmount()?;
+    outcome
+}
+
+fn run_on(
+    directory: &mut ContainerDirectory,
+    request: &Request,
+    root: &ContainerRoot,
+    signals: &Signals,
+) -> anyhow::Result<Ending> {
+    let identity = Identity::resolve(request.user.as_deref(), root.merged())?;
+    let config = config_of(directory, request, root, &identity)?;
+    if let Some(signal) = signals.interrupted()? {
+        return Ok(Ending::Interrupted(signal));
+    }
+    let (streams, stdio) = match config.process.terminal {
+        Some(_) => (Streams::terminal(request.interactive), layerfs_runner::Stdio::default()),
+        None => Streams::plain(request.interactive, identity.uid, identity.gid)
+            .context("prepare the standard streams")?,
+    };
+    let created = Container::create(&config, stdio).and_then(|mut container| {
+        directory.note_created(&container);
+        container.start()?;
+        Ok(container)
+    });
+    let mut container = match created {
+        Ok(container) => container,
+        Err(error) => return command_failure(error),
+    };
+    directory.note(Status::Running);
+    let mount_process = root.watch()?;
+    let outcome = attach(&mut container, streams, signals, &[std::os::fd::AsFd::as_fd(&mount_process)])
+        .context("stay with the container")?;
+    let Outcome { status, forced, watched } = outcome;
+    container.delete().context("remove the container's cgroup")?;
+    directory.note_exit(status.code());
+    if watched.is_some() {
+        bail!(Hinted {
+            message: "the filesystem's process ended while the container was running".into(),
+            hint: format!("see {}", directory.path().join(store::MOUNT_LOG).display()),
+        });
+    }
+    if forced {
+        ui::note("the command ignored the request to stop and was killed");
+    }
+    Ok(Ending::Code(status.code()))
+}
+
+/// A command that cannot be run is the user's mistake, with an exit code of its own.
+fn command_failure(error: CreateError) -> anyhow::Result<Ending> {
+    let code = match error.kind() {
+        FailureKind::Setup => return Err(anyhow!(error)),
+        FailureKind::NotFound => NOT_FOUND,
+        FailureKind::NotExecutable => NOT_EXECUTABLE,
+    };
+    ui::error(&anyhow!(error));
+    Ok(Ending::Code(code))
+}
+
+fn config_of(
+    directory: &ContainerDirectory,
+    request: &Request,
+    root: &ContainerRoot,
+    identity: &Identity,
+) -> anyhow::Result<Config> {
+    let short = store::short(directory.id());
+    let hostname = request.hostname.clone().unwrap_or_else(|| short.to_owned());
+    let size =
+        terminal::size_of(rustix::stdio::stdout()).or_else(|| terminal::size_of(rustix::stdio::stdin()));
+    let spec = default_spec(&DefaultSpec {
+        root: root.merged().to_owned(),
+        root_read_only: request.read_only,
+        hostname: Some(hostname.clone()),
+        terminal: request.tty.then(|| size.unwrap_or_default()),
+        is_root: identity.uid == 0,
+        no_new_privileges: request.no_new_privileges,
+        cgroup_name: Some(format!("layerfs-{}", directory.id())),
+        without_tty_group: !host::has_group(TTY_GROUP).context("read the groups of this user namespace")?,
+    });
+    let mut config = Config::from_spec(&spec, directory.path())?;
+    config.process.args = request.command.clone();
+    config.process.env = request.environment(&hostname, &identity.home);
+    config.process.cwd = request.workdir.clone().unwrap_or_else(|| PathBuf::from("/"));
+    config.process.user = identity.user();
+    Ok(config)
+}
+
+/// Owner of terminals in every distribution, and in docker's /dev/pts.
+const TTY_GROUP: u32 = 5;
+
+/// A process that cannot be confused with a later one, for the container's state.
+fn identity_of(pid: rustix::process::Pid) -> Option<ProcessIdentity> {
+    ProcessIdentity::of(pid).inspect_err(|error| tracing::debug!(%error, ?pid, "identify a process")).ok()
+}
+
+/// Own failures of this command have docker's code.
+const _: () = assert!(exit::RUN == 125);

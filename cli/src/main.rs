@@ -1,0 +1,61 @@
+//! The command `layerfs`: joins the union filesystem and the runner, and is the only part that prints.
+//!
+//! Decides which of its faces is wanted (the command, or a mount helper by name or by form), calls it, and turns
+//! its result into an exit code. One thread until a command needs more: mounts fork.
+
+mod args;
+mod commands;
+mod exit;
+mod helper;
+mod logging;
+mod mount_process;
+mod mountinfo;
+mod mounts;
+mod sys;
+mod ui;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(face) = helper::Face::of(&arguments) {
+        return finish(helper::mount(face, &arguments), exit::MOUNT);
+    }
+    let own_failure = match arguments.get(1) {
+        Some(command) if command == "run" => exit::RUN,
+        _ => exit::USAGE,
+    };
+    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, on stdout and with success. A closed pipe is quiet.
+            error.print().ok();
+            return if error.use_stderr() { ExitCode::from(own_failure) } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.command {
+        Command::Mount(args) => finish(commands::mount::mount(args), exit::MOUNT),
+        Command::Umount(args) => finish(commands::umount::umount(args), exit::MOUNT),
+        Command::Index(args) => finish(commands::index::index(args), exit::FAILURE),
+        Command::Run(args) => finish(commands::run::run(args), exit::RUN),
+        Command::Completion(args) => finish(commands::completion::completion(args), exit::FAILURE),
+        Command::Man(args) => finish(commands::man::man(args), exit::FAILURE),
+        Command::Version(args) => finish(commands::version::version(args), exit::FAILURE),
+    }
+}
+
+fn finish(result: anyhow::Result<ExitCode>, failure: u8) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            ui::error(&error);
+            ExitCode::from(exit::code_of(&error, failure))
+        }
+    }
+}

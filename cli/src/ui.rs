@@ -1,0 +1,51 @@
+//! The only place that prints. Results go to stdout, all else to stderr; a reader that went away is no error.
+
+use std::io::{self, IsTerminal, Write};
+
+use crate::exit::Hinted;
+
+/// Writes a result. True when it was taken; false when the reader has closed the pipe, and the command may end.
+///
+/// # Errors
+/// Any other failure to write, such as a full disk behind a redirection.
+pub(crate) fn print(text: impl AsRef<[u8]>) -> io::Result<bool> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_ref()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Tells of something that was done otherwise than asked.
+pub(crate) fn warn(text: impl std::fmt::Display) {
+    tell(format_args!("layerfs: warning: {text}"));
+}
+
+/// Tells of something worth knowing that is no fault.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    tell(format_args!("layerfs: {text}"));
+}
+
+/// Tells of a failure: the chain of causes on one line, then the hint where one is known.
+pub(crate) fn error(error: &anyhow::Error) {
+    tell(format_args!("layerfs: {error:#}"));
+    if let Some(hinted) = error.downcast_ref::<Hinted>() {
+        tell(format_args!("hint: {}", hinted.hint));
+    }
+}
+
+fn tell(line: std::fmt::Arguments<'_>) {
+    // One write, so that lines of parent and mount process do not mix. A closed stderr leaves nobody to tell.
+    let line = format!("{line}\n");
+    io::stderr().lock().write_all(line.as_bytes()).ok();
+}
+
+/// Columns of the terminal on stdout; `None` when it is no terminal (then nothing is cut).
+pub(crate) fn width() -> Option<usize> {
+    if !io::stdout().is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then(|| usize::from(size.ws_col))
+}

@@ -1,0 +1,151 @@
+//! A container as it is to be made: validated values only.
+//!
+//! The specification's document ([`oci_spec::runtime::Spec`]) is turned into a [`Config`] in one step, and
+//! only values travel on. What the document asks for and this runtime does not do is refused here by the
+//! field's name, before anything is changed.
+
+pub mod default_spec;
+mod from_spec;
+pub mod mounts;
+
+use std::ffi::{CString, OsString};
+use std::path::PathBuf;
+
+use oci_spec::runtime::LinuxDeviceCgroup;
+use rustix::process::Resource;
+
+pub use self::mounts::{MountConfig, MountKind};
+use crate::capabilities::Sets;
+use crate::namespaces::Namespaces;
+use crate::seccomp::Filter;
+
+/// A field of the specification that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct ConfigError {
+    field: String,
+    problem: String,
+}
+
+impl ConfigError {
+    /// `field` in the document's own spelling (`linux.namespaces[1].path`).
+    pub(crate) fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+
+    /// The field, in the document's spelling.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+}
+
+/// Rows and columns of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// A limit of `setrlimit(2)`; `None` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rlimit {
+    /// Which.
+    pub resource: Resource,
+    /// In force, in the resource's unit.
+    pub soft: Option<u64>,
+    /// How far `soft` can be raised.
+    pub hard: Option<u64>,
+}
+
+/// Who the program runs as, in ids of the container.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// File creation mask; 022 when `None`.
+    pub umask: Option<u32>,
+}
+
+/// The program and what it finds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Process {
+    /// The program's name or path, and its arguments; never empty.
+    pub args: Vec<CString>,
+    /// `NAME=VALUE` each.
+    pub env: Vec<CString>,
+    /// Working directory, absolute; made when it is missing.
+    pub cwd: PathBuf,
+    /// Who it runs as.
+    pub user: User,
+    /// Its capabilities.
+    pub capabilities: Sets,
+    /// Its limits; others stay as they are.
+    pub rlimits: Vec<Rlimit>,
+    /// Exec gives no privileges.
+    pub no_new_privileges: bool,
+    /// `oom_score_adj`; as inherited when `None`.
+    pub oom_score_adj: Option<i32>,
+    /// A pseudo terminal of its own, of this size.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// A device node of the container's `/dev`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Absolute path in the container.
+    pub path: PathBuf,
+    /// Block device or character device.
+    pub kind: rustix::fs::FileType,
+    /// Device number.
+    pub major: u32,
+    /// Device number.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A container, completely described.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Directory that becomes the root, absolute.
+    pub root: PathBuf,
+    /// The root itself is mounted read-only.
+    pub root_read_only: bool,
+    /// Device nodes in the root itself cannot be used; set where nothing else controls devices.
+    pub root_no_devices: bool,
+    /// The program.
+    pub process: Process,
+    /// Name in the UTS namespace.
+    pub hostname: Option<OsString>,
+    /// Domain name in the UTS namespace.
+    pub domainname: Option<OsString>,
+    /// Namespaces made new.
+    pub namespaces: Namespaces,
+    /// Mounts, in order.
+    pub mounts: Vec<MountConfig>,
+    /// Device nodes made in `/dev`.
+    pub devices: Vec<Device>,
+    /// Which devices may be used, in order, the last match deciding.
+    pub device_rules: Vec<LinuxDeviceCgroup>,
+    /// Paths covered by something empty.
+    pub masked_paths: Vec<PathBuf>,
+    /// Paths made read-only.
+    pub read_only_paths: Vec<PathBuf>,
+    /// Names with dots, and values.
+    pub sysctl: Vec<(String, String)>,
+    /// System call filters, in the order of installation.
+    pub seccomp: Vec<Filter>,
+    /// Name of the container's cgroup, made beneath the one that the runtime is in; `None` makes none.
+    pub cgroup_name: Option<String>,
+}

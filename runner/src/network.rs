@@ -1,0 +1,13 @@
+//! The network of a container that has none but its own: the loopback interface.
+
+use rustix::net::{AddressFamily, SocketType};
+
+use crate::step::{Doing, StepError};
+use crate::sys;
+
+/// Brings `lo` up in the calling process's network namespace.
+pub(crate) fn bring_loopback_up() -> Result<(), StepError> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .doing(|| "open a socket in the network namespace".into())?;
+    sys::network::bring_loopback_up(&socket).doing(|| "bring interface \"lo\" up".into())
+}

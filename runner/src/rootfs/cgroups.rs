@@ -1,0 +1,91 @@
+//! `/sys/fs/cgroup` in the container: the machine's layout, seen from the container's own cgroup.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use super::mounts::{attach, new_filesystem};
+use super::resolve::{Links, find_or_make_directory};
+use crate::cgroup::{Hierarchies, Hierarchy};
+use crate::config::MountConfig;
+use crate::config::mounts::{Attributes, attribute};
+use crate::step::{Doing, StepError};
+use crate::sys::mount::{MountAttr, mount_setattr};
+
+/// Mounts the cgroup filesystems on `target`; the result is the uppermost mount.
+///
+/// A unified machine has one filesystem. Others have a tmpfs with one directory per hierarchy, and links for
+/// controllers that share one.
+pub(super) fn mount(
+    root: impl AsFd,
+    target: &OwnedFd,
+    mount: &MountConfig,
+    hierarchies: &Hierarchies,
+) -> Result<OwnedFd, StepError> {
+    let words = || format!("mount cgroups on {}", mount.destination.display());
+    if let [Hierarchy::Unified { .. }] = hierarchies.all() {
+        let fs = new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes)?;
+        attach(&fs, target).doing(words)?;
+        return Ok(fs);
+    }
+    let mut writable = mount.attributes;
+    writable.set &= !attribute::RDONLY;
+    let data = [("mode".to_owned(), Some("755".to_owned())), ("size".to_owned(), Some("64k".to_owned()))];
+    let tmpfs = new_filesystem("tmpfs", OsStr::new("tmpfs"), &data, writable)?;
+    attach(&tmpfs, target).doing(words)?;
+    for hierarchy in hierarchies.all() {
+        mount_one(root.as_fd(), &tmpfs, hierarchy, mount).doing_for(hierarchy)?;
+    }
+    let read_only = Attributes { set: mount.attributes.set & attribute::RDONLY, clear: 0 };
+    if read_only.set != 0 {
+        mount_setattr(&tmpfs, c"", false, MountAttr { set: read_only.set, ..MountAttr::default() })
+            .doing(words)?;
+    }
+    Ok(tmpfs)
+}
+
+trait DoingFor<T> {
+    fn doing_for(self, hierarchy: &Hierarchy) -> Result<T, StepError>;
+}
+
+impl<T> DoingFor<T> for Result<T, StepError> {
+    fn doing_for(self, hierarchy: &Hierarchy) -> Result<T, StepError> {
+        self.map_err(|error| {
+            StepError::refused(format!("cgroup hierarchy {:?}", hierarchy.name()), error.words())
+        })
+    }
+}
+
+fn mount_one(
+    _root: impl AsFd,
+    tmpfs: &OwnedFd,
+    hierarchy: &Hierarchy,
+    mount: &MountConfig,
+) -> Result<(), StepError> {
+    let name = hierarchy.name();
+    let words = || format!("mount hierarchy {name:?}");
+    let directory = find_or_make_directory(tmpfs, Path::new(&name), Links::Refuse).doing(words)?;
+    let fs = match hierarchy {
+        Hierarchy::Unified { .. } => new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes)?,
+        Hierarchy::Legacy { options, .. } => {
+            let data: Vec<_> = options
+                .iter()
+                .map(|option| match option.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (option.clone(), None),
+                })
+                .collect();
+            new_filesystem("cgroup", OsStr::new("cgroup"), &data, mount.attributes)?
+        }
+    };
+    attach(&fs, &directory).doing(words)?;
+    if let Hierarchy::Legacy { options, .. } = hierarchy
+        && options.len() > 1
+    {
+        for option in options.iter().filter(|option| **option != name) {
+            rustix::fs::symlinkat(name.as_str(), tmpfs, option.as_str())
+                .doing(|| format!("link {option:?} to {name:?}"))?;
+        }
+    }
+    Ok(())
+}

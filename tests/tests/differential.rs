@@ -1,0 +1,188 @@
+//! Random operations on random layer stacks: the mount must answer as a plain directory does.
+//!
+//! The number of cases is small by default; `LAYERFS_TEST_CASES=1000` runs longer. Each failure found stays
+//! as a named `regression_*` test. What may differ is listed in [`DEPARTURES`], with its reason.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+use layerfs_tests::generate::{Case, Marks, cases, op_on_zero_devices, step};
+use layerfs_tests::harness::{Departure, Harness, TreeDeparture};
+use layerfs_tests::layers::LayerSpec;
+use layerfs_tests::mount::FsKind;
+use layerfs_tests::ops::{Op, Renaming, Special, Step, Who};
+use layerfs_tests::privilege::{has_fuse_overlayfs, require_root, require_root_and_fuse};
+use layerfs_tests::scratch::Scratch;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+use rustix::io::Errno;
+
+fn kernel(kind: &FsKind) -> bool {
+    matches!(kind, FsKind::KernelOverlay(_))
+}
+
+/// Accepted differences from a plain ext4 directory.
+const DEPARTURES: &[Departure] = &[
+    Departure {
+        of: kernel,
+        when: |seen| {
+            matches!(&seen.step.op, Op::RemoveXattr { name, .. } if name.starts_with("system.posix_acl"))
+                && *seen.outcome == Err(Errno::NODATA)
+        },
+        diverges: false,
+        reason: "kernel overlayfs: removing an ACL that is not there is ENODATA, other filesystems say yes",
+    },
+    Departure {
+        of: kernel,
+        when: |seen| {
+            matches!(seen.step.op, Op::Rename { .. } | Op::Link { .. }) && *seen.outcome == Err(Errno::XDEV)
+        },
+        diverges: true,
+        reason: "kernel overlayfs: a redirect of more than redirect_max=256 bytes is EXDEV",
+    },
+    Departure {
+        of: kernel,
+        when: |seen| {
+            matches!(seen.step.op, Op::Rename { .. } | Op::Rmdir { .. })
+                && *seen.outcome == Err(Errno::NOTEMPTY)
+                && seen.expected.is_ok()
+        },
+        diverges: true,
+        reason: "kernel overlayfs: a directory that holds nothing but a lower xattr whiteout counts as not empty",
+    },
+    Departure {
+        of: kernel,
+        when: |seen| {
+            matches!(
+                seen.step.op,
+                Op::Mknod { kind: Special::CharZero, .. } | Op::Rename { how: Renaming::Whiteout, .. }
+            )
+        },
+        diverges: true,
+        reason: "kernel overlayfs keeps character device 0:0 for itself",
+    },
+];
+
+/// Accepted differences of trees.
+const TREE_DEPARTURES: &[TreeDeparture] = &[TreeDeparture {
+    of: |kind| matches!(kind, FsKind::FuseOverlayfs(_)),
+    when: |line, _| line.contains("looked up directly: File name too long"),
+    reason: "fuse-overlayfs: a name that is too long is ENOENT",
+}];
+
+/// How many cases to run: `LAYERFS_TEST_CASES`, else `default`.
+fn case_count(default: u32) -> u32 {
+    std::env::var("LAYERFS_TEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn harness(scratch: &Scratch, kinds: Vec<FsKind>, kernel_reads: bool) -> Harness<'_> {
+    let (departures, tree_departures) = (DEPARTURES, TREE_DEPARTURES);
+    Harness { home: scratch.path(), kinds, departures, tree_departures, kernel_reads }
+}
+
+fn run_random(
+    count: u32,
+    cases: impl Strategy<Value = (FsKind, Case)>,
+    with_kernel: bool,
+    kernel_reads: bool,
+) {
+    let scratch = Scratch::new();
+    let config = Config {
+        cases: case_count(count),
+        failure_persistence: None,
+        max_shrink_iters: 400,
+        max_shrink_time: 60_000,
+        ..Config::default()
+    };
+    let result = TestRunner::new(config).run(&cases, |(kind, case)| {
+        let mut kinds = vec![kind];
+        if with_kernel {
+            kinds.push(FsKind::full_kernel_overlay());
+        }
+        harness(&scratch, kinds, kernel_reads).run(&case.layers, &case.steps).map_err(TestCaseError::fail)
+    });
+    match result {
+        Ok(()) => {}
+        // The case itself is in the reason, resolved and readable.
+        Err(TestError::Fail(reason, _)) => panic!("{reason}"),
+        Err(TestError::Abort(reason)) => panic!("aborted: {reason}"),
+    }
+}
+
+/// Option texts that layerfs must behave the same under.
+fn layerfs_options() -> impl Strategy<Value = FsKind> {
+    prop_oneof![
+        4 => Just(""),
+        2 => Just("io=cached"),
+        2 => Just("io=writeback"),
+        2 => Just("io=passthrough"),
+        1 => Just("metacopy=off"),
+        1 => Just("threads=1"),
+        1 => Just("volatile"),
+    ]
+    .prop_map(|options| FsKind::Layerfs(options.to_owned()))
+}
+
+fn default_layerfs() -> impl Strategy<Value = FsKind> {
+    Just(FsKind::layerfs())
+}
+
+#[test]
+fn kernel_overlay_answers_as_the_model() {
+    if !require_root() {
+        return;
+    }
+    let kind = Just(FsKind::full_kernel_overlay());
+    run_random(30, (kind, cases(Marks::Kernel, 25)), false, false);
+}
+
+#[test]
+fn layerfs_answers_as_a_plain_directory_and_kernel_overlay() {
+    if !require_root_and_fuse() {
+        return;
+    }
+    run_random(60, (layerfs_options(), cases(Marks::Kernel, 25)), true, true);
+}
+
+#[test]
+fn layerfs_reads_every_form_of_mark() {
+    if !require_root_and_fuse() {
+        return;
+    }
+    run_random(60, (layerfs_options(), cases(Marks::All, 25)), false, false);
+}
+
+#[test]
+fn layerfs_keeps_a_users_zero_device_apart_from_whiteouts() {
+    if !require_root_and_fuse() {
+        return;
+    }
+    let zero = op_on_zero_devices().prop_map(|op| Step { who: Who::Root, umask: 0o022, op });
+    let steps = proptest::collection::vec(prop_oneof![1 => zero, 3 => step()], 1..20);
+    let cases = (cases(Marks::Kernel, 1), steps).prop_map(|(case, steps)| Case { steps, ..case });
+    run_random(25, (default_layerfs(), cases), false, false);
+}
+
+#[test]
+fn layerfs_without_redirects_refuses_only_renames_of_lower_directories() {
+    if !require_root_and_fuse() {
+        return;
+    }
+    let kind = Just(FsKind::Layerfs("redirect_dir=off,metacopy=off".into()));
+    run_random(25, (kind, cases(Marks::Kernel, 25)), false, true);
+}
+
+#[test]
+fn fuse_overlayfs_can_be_driven_by_the_same_steps() {
+    if !require_root() || !has_fuse_overlayfs() {
+        return;
+    }
+    // It departs from a plain directory in too many ways to be compared step by step; what it is here for is
+    // to show that the harness mounts it, and that the builders' trees are read by it as the model says.
+    let scratch = Scratch::new();
+    let layers = [
+        LayerSpec::parse("d a\nw a/gone\noa b\nf b/new =1"),
+        LayerSpec::parse("f a/gone\nf a/here =2\nf b/old"),
+    ];
+    let kinds = vec![FsKind::FuseOverlayfs(String::new())];
+    let harness = harness(&scratch, kinds, false);
+    harness.run_paths(&layers, &[]).unwrap_or_else(|fault| panic!("{fault}"));
+}

@@ -1,0 +1,119 @@
+//! Which opens the kernel serves from the backing file itself.
+//!
+//! The kernel holds that all passthrough opens of one inode share one backing file and exclude opens through the
+//! page cache. A lower file is therefore never passed through: opened before a copy-up, it would serve the old
+//! file after it. An upper file is passed through when nobody has it open through the cache.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use fuser::{BackingId, FopenFlags};
+
+use crate::overlay::FileHandle;
+
+/// How one open is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OpenMode {
+    /// Through the page cache, in a mode without passthrough.
+    Plain,
+    /// By the kernel, from the backing file.
+    Passthrough,
+    /// Through the page cache, whose pages are still right.
+    Cached,
+    /// Through the page cache, whose pages are not: a passthrough write may have gone by them.
+    CachedFresh,
+    /// Without a cache: the inode is passed through, but this open must come to us.
+    Direct,
+}
+
+impl OpenMode {
+    pub(crate) fn flags(self) -> FopenFlags {
+        match self {
+            Self::Plain | Self::Cached => FopenFlags::FOPEN_KEEP_CACHE,
+            Self::Passthrough | Self::CachedFresh => FopenFlags::empty(),
+            Self::Direct => FopenFlags::FOPEN_DIRECT_IO,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Opens {
+    backing: Option<Arc<BackingId>>,
+    passed: u32,
+    cached: u32,
+    /// A passthrough open for writing has been: pages in the cache may be old.
+    written: bool,
+}
+
+/// Open files by inode number.
+#[derive(Debug, Default)]
+pub(crate) struct Passthrough(DashMap<u64, Opens>);
+
+impl Passthrough {
+    /// Decides how an open is served; `register` makes the kernel know the backing file.
+    pub(crate) fn open(
+        &self,
+        file: &FileHandle,
+        write: bool,
+        register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
+    ) -> (OpenMode, Option<Arc<BackingId>>) {
+        let mut opens = self.0.entry(file.node().ino).or_default();
+        // Writes that the kernel does itself would leave set-id bits and file capabilities in place.
+        let allowed = file.is_upper && !(write && (file.node().may_have_set_id() || has_capability_xattr(file)));
+        if allowed && opens.cached == 0 {
+            let backing = match &opens.backing {
+                Some(backing) => Some(backing.clone()),
+                None => match register(file.file.as_fd()) {
+                    Ok(id) => Some(Arc::new(id)),
+                    Err(e) => {
+                        tracing::debug!("file not passed through: {e}");
+                        None
+                    }
+                },
+            };
+            if let Some(backing) = backing {
+                opens.backing = Some(backing.clone());
+                opens.passed += 1;
+                opens.written |= write;
+                return (OpenMode::Passthrough, Some(backing));
+            }
+        }
+        if opens.passed > 0 {
+            return (OpenMode::Direct, None);
+        }
+        opens.cached += 1;
+        let mode = if std::mem::take(&mut opens.written) { OpenMode::CachedFresh } else { OpenMode::Cached };
+        (mode, None)
+    }
+
+    /// An open file is closed.
+    pub(crate) fn release(&self, ino: u64, mode: OpenMode) {
+        let Some(mut opens) = self.0.get_mut(&ino) else { return };
+        match mode {
+            OpenMode::Passthrough => {
+                opens.passed = opens.passed.saturating_sub(1);
+                if opens.passed == 0 {
+                    opens.backing = None;
+                }
+            }
+            OpenMode::Cached | OpenMode::CachedFresh => opens.cached = opens.cached.saturating_sub(1),
+            OpenMode::Plain | OpenMode::Direct => {}
+        }
+        let unused = opens.passed == 0 && opens.cached == 0 && !opens.written;
+        drop(opens);
+        if unused {
+            self.0.remove_if(&ino, |_, o| o.passed == 0 && o.cached == 0 && !o.written);
+        }
+    }
+
+    /// The inode's number may come back as another object.
+    pub(crate) fn forget(&self, ino: u64) {
+        self.0.remove_if(&ino, |_, o| o.passed == 0 && o.cached == 0);
+    }
+}
+
+fn has_capability_xattr(file: &FileHandle) -> bool {
+    // Unreadable is taken for present: then the write comes to us, which is always right.
+    !matches!(crate::layer::object::xattr_of_fd(&file.file, c"security.capability"), Ok(None))
+}

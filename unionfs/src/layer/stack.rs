@@ -1,0 +1,348 @@
+//! Opening the layers of a mount, and refusing what cannot be right before anything is mounted.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use parking_lot::RwLock;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use super::dir::{FdContext, LayerDir, LayerNo, UPPER, open_beneath, stat_fd};
+use super::mark_io::{dir_marks, override_stat};
+use super::upper::{self, Upper};
+use super::{Layers, Lower};
+use crate::attr::Attr;
+use crate::config::{Config, LowerSpec, MarkNamespace, UpperSpec};
+use crate::error::Errno;
+use crate::fdcache::FdCache;
+use crate::index::{LayerIndex, default_index_path};
+use crate::marks::MarkNames;
+use crate::sys::xattr::Target;
+
+/// Largest number of lower layers (as the kernel's overlayfs).
+pub const MAX_LOWERS: usize = 500;
+
+/// Why a stack of layers cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// A directory cannot be opened.
+    #[error("{role} {path:?}: {source}")]
+    Open {
+        /// lowerdir, upperdir or workdir.
+        role: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No layer, or too many.
+    #[error("{0} lower layers given; a mount takes 1 to {MAX_LOWERS}")]
+    Count(usize),
+    /// Upper and work are on different filesystems.
+    #[error("workdir {work:?} is not on the filesystem of upperdir {upper:?}; files are moved between them by rename: put workdir beside upperdir")]
+    WorkElsewhere {
+        /// The work directory.
+        work: PathBuf,
+        /// The upper directory.
+        upper: PathBuf,
+    },
+    /// Two of the directories are the same or one is inside the other.
+    #[error("{what}; use separate directories")]
+    Overlap {
+        /// Which, in words.
+        what: String,
+    },
+    /// Another mount uses the directory.
+    #[error("{role} {path:?} is in use by another mount; unmount that first, or use another directory")]
+    Busy {
+        /// upperdir or workdir.
+        role: &'static str,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The upper was mounted volatile and not unmounted cleanly.
+    #[error("upperdir {upper:?} was mounted volatile and not cleanly unmounted: its data may be incomplete; discard it, or remove {marker:?} to use it as it is")]
+    Dirty {
+        /// The upper.
+        upper: PathBuf,
+        /// The marker.
+        marker: PathBuf,
+    },
+    /// The work directory cannot be used.
+    #[error("prepare workdir {path:?}: {step}: {source}")]
+    Work {
+        /// The work directory.
+        path: PathBuf,
+        /// What failed.
+        step: &'static str,
+        /// With what.
+        source: Errno,
+    },
+    /// Marks in the namespace asked for cannot be written.
+    #[error("upperdir {path:?} cannot hold {prefix}* xattrs, which the options ask for; {hint}")]
+    NoMarks {
+        /// The upper.
+        path: PathBuf,
+        /// The namespace.
+        prefix: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+}
+
+impl Layers {
+    /// Opens every layer by descriptor, locks and prepares the upper.
+    ///
+    /// # Errors
+    /// See [`StackError`]; nothing is changed on disk where one is returned, but an empty `work` directory may
+    /// have been made in workdir.
+    pub fn open(config: Config, fd_budget: usize) -> Result<Self, StackError> {
+        if config.lowers.is_empty() || config.lowers.len() > MAX_LOWERS {
+            return Err(StackError::Count(config.lowers.len()));
+        }
+        let mut opened: Vec<(OwnedFd, Attr)> = Vec::new();
+        for spec in &config.lowers {
+            opened.push(open_root("lowerdir", &spec.path)?);
+        }
+        check_lowers(&config.lowers, &opened)?;
+        let fds = FdCache::new(fd_budget);
+        let (upper, names) = match &config.upper {
+            Some(spec) => open_upper(spec, &config, &opened, &fds).map(|(upper, names)| (Some(upper), names))?,
+            None => (None, read_names(config.marks)),
+        };
+        let mut lowers = Vec::with_capacity(opened.len());
+        for (number, (spec, (fd, attr))) in config.lowers.iter().zip(opened).enumerate() {
+            lowers.push(open_lower(spec, number as LayerNo, fd, &attr, &config, &names, &fds)?);
+        }
+        Ok(Self { lowers, upper, names, context: FdContext { fds, tree: RwLock::new(()) }, config })
+    }
+}
+
+fn open_error<'a>(role: &'static str, path: &'a Path) -> impl Fn(Errno) -> StackError + 'a {
+    move |e| StackError::Open { role, path: path.to_path_buf(), source: e.into() }
+}
+
+fn open_root(role: &'static str, path: &Path) -> Result<(OwnedFd, Attr), StackError> {
+    let error = open_error(role, path);
+    // The user's own path may go through symlinks; everything beneath it may not.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(&error)?;
+    let attr = stat_fd(&fd).map_err(&error)?;
+    Ok((fd, attr))
+}
+
+fn check_lowers(specs: &[LowerSpec], opened: &[(OwnedFd, Attr)]) -> Result<(), StackError> {
+    let mut seen: HashMap<(u64, u64), &Path> = HashMap::new();
+    for (spec, (_, attr)) in specs.iter().zip(opened) {
+        if let Some(other) = seen.insert((attr.dev, attr.ino), &spec.path) {
+            let what = format!("lowerdir {:?} and lowerdir {:?} are the same directory", other, spec.path);
+            return Err(StackError::Overlap { what });
+        }
+    }
+    Ok(())
+}
+
+fn same(a: &Attr, b: &Attr) -> bool {
+    (a.dev, a.ino) == (b.dev, b.ino)
+}
+
+/// True when `inner` is a directory somewhere beneath `outer` as `outer` shows it (a mount that covers the way
+/// makes the two separate).
+fn is_beneath(outer: (&OwnedFd, &Path), inner: (&Attr, &Path)) -> bool {
+    let (Ok(outer_path), Ok(inner_path)) = (outer.1.canonicalize(), inner.1.canonicalize()) else { return false };
+    let Ok(rest) = inner_path.strip_prefix(&outer_path) else { return false };
+    if rest.as_os_str().is_empty() {
+        return false;
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(fd) = rustix::fs::openat(outer.0, rest.as_os_str().as_bytes(), flags, Mode::empty()) else { return false };
+    stat_fd(&fd).is_ok_and(|attr| same(&attr, inner.0))
+}
+
+fn read_names(asked: MarkNamespace) -> MarkNames {
+    let may_read_trusted = crate::sys::creds::has_capability(CAP_SYS_ADMIN);
+    match asked {
+        MarkNamespace::Trusted => MarkNames::trusted(),
+        MarkNamespace::User => MarkNames::user(),
+        MarkNamespace::Auto if may_read_trusted => MarkNames::trusted(),
+        MarkNamespace::Auto => MarkNames::user(),
+    }
+}
+
+/// linux/capability.h
+const CAP_SYS_ADMIN: u32 = 21;
+
+fn open_lower(
+    spec: &LowerSpec,
+    number: LayerNo,
+    fd: OwnedFd,
+    attr: &Attr,
+    config: &Config,
+    names: &MarkNames,
+    fds: &FdCache,
+) -> Result<Lower, StackError> {
+    let error = open_error("lowerdir", &spec.path);
+    let marks = dir_marks(&Target::Fd(fd.as_fd()), names, true).map_err(&error)?;
+    let has_override = override_stat(&Target::Fd(fd.as_fd())).map_err(&error)?.is_some();
+    let index = if config.use_index && !config.volatile_lower { open_index(spec, &fd) } else { None };
+    let index_root = index.as_ref().map(LayerIndex::root);
+    Ok(Lower {
+        path: spec.path.clone(),
+        root: LayerDir::root(number, index_root, attr, marks.opaque, marks.flags, fds.count(fd)),
+        index,
+        index_bad: AtomicBool::new(false),
+        immutable: spec.immutable,
+        override_stat: has_override,
+        hard_links: OnceLock::new(),
+    })
+}
+
+fn open_index(spec: &LowerSpec, root: &OwnedFd) -> Option<LayerIndex> {
+    let path = spec.index.clone().unwrap_or_else(|| default_index_path(&spec.path));
+    if spec.index.is_none() && !path.exists() {
+        return None;
+    }
+    match LayerIndex::open(&path, root) {
+        Ok(index) => Some(index),
+        Err(e) => {
+            tracing::warn!(layer = %spec.path.display(), index = %path.display(), "layer index not used: {e}");
+            None
+        }
+    }
+}
+
+fn open_upper(
+    spec: &UpperSpec,
+    config: &Config,
+    lowers: &[(OwnedFd, Attr)],
+    fds: &FdCache,
+) -> Result<(Upper, MarkNames), StackError> {
+    let (upper_fd, upper_attr) = open_root("upperdir", &spec.upper)?;
+    let (work_fd, work_attr) = open_root("workdir", &spec.work)?;
+    let overlap = |what: String| Err(StackError::Overlap { what });
+    if same(&upper_attr, &work_attr) {
+        return overlap(format!("upperdir and workdir are the same directory {:?}", spec.upper));
+    }
+    if upper_attr.dev != work_attr.dev {
+        return Err(StackError::WorkElsewhere { work: spec.work.clone(), upper: spec.upper.clone() });
+    }
+    if is_beneath((&upper_fd, &spec.upper), (&work_attr, &spec.work)) {
+        return overlap(format!("workdir {:?} is inside upperdir {:?}", spec.work, spec.upper));
+    }
+    if is_beneath((&work_fd, &spec.work), (&upper_attr, &spec.upper)) {
+        return overlap(format!("upperdir {:?} is inside workdir {:?}", spec.upper, spec.work));
+    }
+    for (lower_spec, (lower_fd, lower_attr)) in config.lowers.iter().zip(lowers) {
+        for (role, path, fd, attr) in
+            [("upperdir", &spec.upper, &upper_fd, &upper_attr), ("workdir", &spec.work, &work_fd, &work_attr)]
+        {
+            if same(attr, lower_attr) {
+                return overlap(format!("lowerdir {:?} and {role} are the same directory", lower_spec.path));
+            }
+            if is_beneath((fd, path), (lower_attr, &lower_spec.path)) {
+                return overlap(format!("lowerdir {:?} is inside {role} {path:?}", lower_spec.path));
+            }
+            if is_beneath((lower_fd, &lower_spec.path), (attr, path)) {
+                return overlap(format!("{role} {path:?} is inside lowerdir {:?}", lower_spec.path));
+            }
+        }
+    }
+    let upper_lock = lock("upperdir", &spec.upper)?;
+    let work_lock = lock("workdir", &spec.work)?;
+    let work = prepare_work(spec, &work_fd)?;
+    let work_error = |step| move |source| StackError::Work { path: spec.work.clone(), step, source };
+    let (can, names) = match config.marks {
+        MarkNamespace::User => (upper::probe(work.as_fd(), false), MarkNames::user()),
+        MarkNamespace::Trusted => (upper::probe(work.as_fd(), true), MarkNames::trusted()),
+        MarkNamespace::Auto => match upper::probe(work.as_fd(), true) {
+            Ok(can) if can.xattrs => (Ok(can), MarkNames::trusted()),
+            Ok(_) => (upper::probe(work.as_fd(), false), MarkNames::user()),
+            Err(e) => (Err(e), MarkNames::user()),
+        },
+    };
+    let can = can.map_err(work_error("try what its filesystem can do"))?;
+    if !can.xattrs && config.marks != MarkNamespace::Auto {
+        let hint = if config.marks == MarkNamespace::Trusted {
+            "trusted.* needs CAP_SYS_ADMIN: mount as root, or with userxattr"
+        } else {
+            "put it on a filesystem with user xattrs (ext4, xfs, btrfs, tmpfs since Linux 6.6)"
+        };
+        return Err(StackError::NoMarks { path: spec.upper.clone(), prefix: names.prefix, hint });
+    }
+    if config.volatile {
+        mark_volatile(work.as_fd()).map_err(work_error("write the volatile marker"))?;
+    }
+    let error = open_error("upperdir", &spec.upper);
+    let marks = dir_marks(&Target::Fd(upper_fd.as_fd()), &names, false).map_err(error)?;
+    let root = LayerDir::root(UPPER, None, &upper_attr, marks.opaque, marks.flags, fds.count(upper_fd));
+    let upper = Upper {
+        path: spec.upper.clone(),
+        root,
+        can,
+        work,
+        lock: [upper_lock, work_lock],
+        counter: AtomicU64::new(0),
+        shared_whiteout: AtomicBool::new(false),
+    };
+    Ok((upper, names))
+}
+
+/// Locks a directory against other mounts, on a description of its own that lives as long as the mount.
+fn lock(role: &'static str, path: &Path) -> Result<OwnedFd, StackError> {
+    let open = |e: io::Error| StackError::Open { role, path: path.to_path_buf(), source: e };
+    let dir: OwnedFd = File::open(path).map_err(open)?.into();
+    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(dir),
+        Err(Errno::WOULDBLOCK) => Err(StackError::Busy { role, path: path.to_path_buf() }),
+        Err(e) => Err(open(e.into())),
+    }
+}
+
+/// `WORKDIR/work`, made or emptied of what a crash left.
+fn prepare_work(spec: &UpperSpec, work_fd: &OwnedFd) -> Result<OwnedFd, StackError> {
+    let error = |step| move |source| StackError::Work { path: spec.work.clone(), step, source };
+    match rustix::fs::mkdirat(work_fd, c"work", Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(error("make `work` in it")(e)),
+    }
+    let work = match open_beneath(work_fd, b"work", OFlags::RDONLY | OFlags::DIRECTORY) {
+        // The kernel's overlayfs leaves it without any permission bit.
+        Err(Errno::ACCESS) => rustix::fs::chmodat(work_fd, c"work", Mode::RWXU, rustix::fs::AtFlags::empty())
+            .and_then(|()| open_beneath(work_fd, b"work", OFlags::RDONLY | OFlags::DIRECTORY)),
+        other => other,
+    }
+    .map_err(error("open `work` in it"))?;
+    if rustix::fs::accessat(&work, c"incompat/volatile", rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty())
+        .is_ok()
+    {
+        let marker = spec.work.join("work/incompat/volatile");
+        return Err(StackError::Dirty { upper: spec.upper.clone(), marker });
+    }
+    upper::clean(work.as_fd()).map_err(error("remove what an earlier mount left in it"))?;
+    Ok(work)
+}
+
+fn mark_volatile(work: BorrowedFd<'_>) -> Result<(), Errno> {
+    for dir in [c"incompat", c"incompat/volatile"] {
+        match rustix::fs::mkdirat(work, dir, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+impl Upper {
+    /// Takes the marker of a volatile mount away; the upper is then as complete as any.
+    ///
+    /// # Errors
+    /// What syncfs(2) and unlink(2) list.
+    pub fn clear_volatile(&self) -> Result<(), Errno> {
+        upper::remove_tree(self.work(), b"incompat")
+    }
+}

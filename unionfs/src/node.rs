@@ -1,0 +1,323 @@
+//! Objects of the merged view, and the table of those that the kernel or an operation refers to.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Slot;
+use parking_lot::{Mutex, RwLock};
+
+use crate::attr::Kind;
+use crate::fdcache::{CachedFd, Evicted, Holder};
+use crate::layer::dir::LayerDir;
+use crate::layer::object::Object;
+use crate::listing::Listing;
+
+/// The layer directories that a merged directory is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Parts {
+    /// The upper's, once there is one.
+    pub upper: Option<Arc<LayerDir>>,
+    /// The lowers', topmost first.
+    pub lowers: Vec<Arc<LayerDir>>,
+}
+
+/// A non-directory in the upper.
+#[derive(Debug, Clone)]
+pub struct UpperObject {
+    /// Its real inode number on the upper's filesystem.
+    pub ino: u64,
+    /// It has attributes only; the data is in `Place::lower`.
+    pub metacopy: bool,
+    /// It came from a lower layer, so its mark says what number it has.
+    pub has_origin: bool,
+    /// Its descriptor, where no name leads to it any more, or not the one in `Place`.
+    pub held: Option<Arc<OwnedFd>>,
+}
+
+/// Where an object is. Its upper part is called `name` in the upper part of `parent`.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory of the merged view; `None` for the root and for what was removed.
+    pub parent: Option<Arc<Node>>,
+    /// The name in it.
+    pub name: Arc<[u8]>,
+    /// Set when the upper has it (never for directories: see [`Parts`]).
+    pub upper: Option<UpperObject>,
+    /// The lower object whose attributes, or, under a metadata-only copy, data count.
+    pub lower: Option<Object>,
+}
+
+impl Place {
+    /// Something must be copied before data can be written.
+    pub fn lacks_upper_data(&self) -> bool {
+        self.upper.as_ref().is_none_or(|u| u.metacopy)
+    }
+}
+
+/// An open file kept for requests that come without a handle.
+#[derive(Debug, Clone)]
+pub struct OpenFile {
+    /// The descriptor.
+    pub fd: Arc<CachedFd>,
+    /// Open for writing (then it is the upper's).
+    pub writable: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct FileSlot {
+    pub(crate) file: Option<OpenFile>,
+    pub(crate) used: bool,
+    /// Handles that are open: the descriptor stays.
+    pub(crate) handles: u32,
+    /// Grows with each change of the place, so that a descriptor opened before is not put in after.
+    pub(crate) epoch: u32,
+}
+
+/// The names of a directory, when they are known.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    pub(crate) listing: Option<Listing>,
+    /// Grows with each change, so that a listing read from disk meanwhile is not believed.
+    pub(crate) generation: u64,
+    /// When the listing was read; only asked where layers may change behind the mount.
+    pub(crate) read_at: Option<std::time::Instant>,
+}
+
+/// What only directories have.
+#[derive(Debug)]
+pub struct Directory {
+    /// Serialises changes of the names in it. Order: after the rename lock, parents of one rename by rising number,
+    /// before [`Node::change`] of any node.
+    pub(crate) namespace: Mutex<()>,
+    /// Replaced whole; never changed in place.
+    pub(crate) parts: RwLock<Arc<Parts>>,
+    /// Short lock, never held across I/O.
+    pub(crate) names: RwLock<Names>,
+    /// The listing was used since the last sweep.
+    pub(crate) used: std::sync::atomic::AtomicBool,
+}
+
+/// One object of the merged view.
+#[derive(Debug)]
+pub struct Node {
+    /// Its number, for life.
+    pub ino: u64,
+    /// Its type, for life.
+    pub kind: Kind,
+    /// Where it is. Short lock, never held across I/O.
+    pub place: RwLock<Place>,
+    /// Held while the object is copied up, changes its attributes, or changes its place; not for reading it.
+    /// Order: after [`Directory::namespace`]; two nodes by rising number.
+    pub change: Mutex<()>,
+    /// Names in lower layers that were hidden since the number of links was read from there.
+    pub hidden_links: AtomicU32,
+    /// Mode as last seen, to know of set-id bits without asking.
+    pub mode: AtomicU32,
+    pub(crate) file: Mutex<FileSlot>,
+    dir: Option<Box<Directory>>,
+    table: Weak<Table>,
+}
+
+impl Node {
+    /// The directory's state; `None` for other types.
+    pub fn dir(&self) -> Option<&Directory> {
+        self.dir.as_deref()
+    }
+
+    /// The layer directories of a directory; none for other types.
+    pub fn parts(&self) -> Arc<Parts> {
+        self.dir.as_ref().map(|d| d.parts.read().clone()).unwrap_or_default()
+    }
+
+    /// True when `name` in `parent` is where this node is.
+    pub fn is_at(&self, parent: &Arc<Node>, name: &[u8]) -> bool {
+        let place = self.place.read();
+        *place.name == *name && place.parent.as_ref().is_some_and(|p| Arc::ptr_eq(p, parent))
+    }
+
+    /// Drops the cached descriptor: it does not lead to the right file any more.
+    pub(crate) fn forget_file(&self) {
+        let mut slot = self.file.lock();
+        slot.epoch = slot.epoch.wrapping_add(1);
+        slot.file = None;
+    }
+}
+
+impl Holder for Node {
+    fn evict(&self) -> Evicted {
+        let mut slot = self.file.lock();
+        if std::mem::take(&mut slot.used) || slot.handles > 0 && slot.file.is_some() {
+            return Evicted::Later;
+        }
+        slot.file = None;
+        Evicted::Gone
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.upgrade() {
+            table.remove_dead(self.ino);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    node: Weak<Node>,
+    /// Kept alive by the kernel's references.
+    pinned: Option<Arc<Node>>,
+    lookups: u64,
+}
+
+/// All nodes in use, by number. A shard is never held across a system call or another lock.
+#[derive(Debug, Default)]
+pub struct Table {
+    nodes: DashMap<u64, Known>,
+}
+
+impl Table {
+    /// The node of this number, if it is in use.
+    pub fn get(&self, ino: u64) -> Option<Arc<Node>> {
+        self.nodes.get(&ino)?.node.upgrade()
+    }
+
+    /// The node of this number, made by `place` and `parts` if it is not in use. The flag tells whether it was made.
+    pub fn intern(
+        self: &Arc<Self>,
+        ino: u64,
+        kind: Kind,
+        make: impl FnOnce() -> (Place, Option<Parts>),
+    ) -> (Arc<Node>, bool) {
+        let build = || {
+            let (place, parts) = make();
+            let dir = parts.map(|parts| {
+                Box::new(Directory {
+                    namespace: Mutex::new(()),
+                    parts: RwLock::new(Arc::new(parts)),
+                    names: RwLock::default(),
+                    used: std::sync::atomic::AtomicBool::new(false),
+                })
+            });
+            Arc::new(Node {
+                ino,
+                kind,
+                place: RwLock::new(place),
+                change: Mutex::new(()),
+                hidden_links: AtomicU32::new(0),
+                mode: AtomicU32::new(u32::MAX),
+                file: Mutex::default(),
+                dir,
+                table: Arc::downgrade(self),
+            })
+        };
+        match self.nodes.entry(ino) {
+            Slot::Occupied(mut slot) => match slot.get().node.upgrade() {
+                Some(node) => (node, false),
+                None => {
+                    let node = build();
+                    slot.insert(Known { node: Arc::downgrade(&node), pinned: None, lookups: 0 });
+                    (node, true)
+                }
+            },
+            Slot::Vacant(slot) => {
+                let node = build();
+                slot.insert(Known { node: Arc::downgrade(&node), pinned: None, lookups: 0 });
+                (node, true)
+            }
+        }
+    }
+
+    /// The kernel takes one more reference.
+    pub fn add_lookup(&self, node: &Arc<Node>) {
+        if let Some(mut known) = self.nodes.get_mut(&node.ino) {
+            known.lookups += 1;
+            if known.pinned.is_none() {
+                known.pinned = Some(node.clone());
+            }
+        }
+    }
+
+    /// The kernel gives `count` references back; true when it has none left.
+    pub fn forget(&self, ino: u64, count: u64) -> bool {
+        let unpinned = {
+            let Some(mut known) = self.nodes.get_mut(&ino) else { return true };
+            known.lookups = known.lookups.saturating_sub(count);
+            if known.lookups > 0 {
+                return false;
+            }
+            known.pinned.take()
+        };
+        // Dropping the last reference comes back into the table: the shard is free again here.
+        drop(unpinned);
+        true
+    }
+
+    /// True while the kernel holds references to the node.
+    pub fn is_pinned(&self, ino: u64) -> bool {
+        self.nodes.get(&ino).is_some_and(|known| known.lookups > 0)
+    }
+
+    /// Number of nodes in use.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// True when no node is in use.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    fn remove_dead(&self, ino: u64) {
+        self.nodes.remove_if(&ino, |_, known| known.node.strong_count() == 0);
+    }
+}
+
+/// What [`Node::mode`] is before it was read.
+pub const MODE_UNKNOWN: u32 = u32::MAX;
+
+impl Node {
+    /// Set-id bits may be set: the mode says so, or was never read.
+    pub fn may_have_set_id(&self) -> bool {
+        let mode = self.mode.load(Ordering::Relaxed);
+        mode == MODE_UNKNOWN || mode & (libc::S_ISUID | libc::S_ISGID) != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(parent: Option<Arc<Node>>) -> Place {
+        Place { parent, name: Arc::from(&b"n"[..]), upper: None, lower: None }
+    }
+
+    #[test]
+    fn nodes_live_while_referred_to() {
+        let table = Arc::new(Table::default());
+        let (root, made) = table.intern(1, Kind::Dir, || (place(None), Some(Parts::default())));
+        assert!(made);
+        let (child, _) = table.intern(2, Kind::File, || (place(Some(root.clone())), None));
+        table.add_lookup(&child);
+        table.add_lookup(&child);
+        drop((child, root));
+        assert_eq!(table.len(), 2, "the child keeps its parent");
+        table.forget(2, 1);
+        assert_eq!(table.len(), 2);
+        table.forget(2, 1);
+        assert!(table.is_empty(), "and lets it go");
+    }
+
+    #[test]
+    fn one_number_is_one_node() {
+        let table = Arc::new(Table::default());
+        let (a, _) = table.intern(5, Kind::File, || (place(None), None));
+        let (b, made) = table.intern(5, Kind::File, || (place(None), None));
+        assert!(!made && Arc::ptr_eq(&a, &b));
+        drop(a);
+        drop(b);
+        assert!(table.get(5).is_none());
+    }
+}

@@ -1,0 +1,261 @@
+//! File data.
+//!
+//! A file in use without a handle of its own keeps one descriptor on its node, within the budget; an open handle
+//! keeps it from being closed.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+
+use super::copy_up::Need;
+use super::{Caller, Overlay};
+use crate::attr::Kind;
+use crate::error::{Errno, OpResult};
+use crate::fdcache::{CachedFd, Holder};
+use crate::node::{Node, OpenFile};
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// For writing.
+    pub write: bool,
+    /// Cut to nothing.
+    pub truncate: bool,
+}
+
+/// An open file: keeps the node and its descriptor.
+#[derive(Debug)]
+pub struct FileHandle {
+    /// The file.
+    node: Arc<Node>,
+    /// The descriptor at the time of opening; a copy-up replaces the node's, which reads and writes use.
+    pub file: Arc<CachedFd>,
+    /// The descriptor is the upper file's.
+    pub is_upper: bool,
+}
+
+impl FileHandle {
+    /// The file.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+}
+
+impl Drop for FileHandle {
+    fn drop(&mut self) {
+        let mut slot = self.node.file.lock();
+        slot.handles = slot.handles.saturating_sub(1);
+    }
+}
+
+impl Overlay {
+    /// Target of a symlink.
+    ///
+    /// # Errors
+    /// EINVAL for what is none.
+    pub fn readlink(&self, node: &Arc<Node>) -> OpResult<Vec<u8>> {
+        if node.kind != Kind::Symlink {
+            return Err(Errno::INVAL.into());
+        }
+        let lower = {
+            let place = node.place.read();
+            if place.upper.is_some() { None } else { place.lower.clone() }
+        };
+        if let Some(lower) = lower {
+            return Ok(self.layers.readlink(&lower.dir, &lower.name)?);
+        }
+        self.with_upper(node, |place| match place {
+            super::UpperPlace::At { dir, name, .. } => self.layers.readlink(dir, name),
+            super::UpperPlace::Held(fd) => {
+                Ok(rustix::fs::readlinkat(fd, c"", Vec::with_capacity(256))?.into_bytes())
+            }
+        })
+    }
+
+    /// Opens a file. For writing, a lower file is copied up (without its data when it is truncated).
+    ///
+    /// # Errors
+    /// EROFS, and what open(2) and copying fail with.
+    pub fn open(&self, node: &Arc<Node>, options: OpenOptions, caller: &Caller) -> OpResult<FileHandle> {
+        if node.kind == Kind::Dir {
+            return Err(Errno::ISDIR.into());
+        }
+        if options.truncate {
+            let set = super::SetAttr { size: Some(0), ..Default::default() };
+            self.setattr(node, &set, caller)?;
+        } else if options.write {
+            self.copy_up(node, Need::Data)?;
+        }
+        let file = self.file_for(node, options.write)?;
+        let is_upper = !node.place.read().lacks_upper_data();
+        node.file.lock().handles += 1;
+        Ok(FileHandle { node: node.clone(), file: file.fd, is_upper })
+    }
+
+    /// The node's descriptor, opened where it has none, or none that may write.
+    pub(super) fn file_for(&self, node: &Arc<Node>, write: bool) -> OpResult<OpenFile> {
+        loop {
+            let epoch = {
+                let mut slot = node.file.lock();
+                slot.used = true;
+                if let Some(file) = &slot.file {
+                    if file.writable || !write {
+                        return Ok(file.clone());
+                    }
+                }
+                slot.epoch
+            };
+            let (lower, in_upper) = {
+                let place = node.place.read();
+                let in_upper = !place.lacks_upper_data();
+                (place.lower.clone(), in_upper)
+            };
+            let fd = if in_upper {
+                let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };
+                self.open_upper(node, flags)?
+            } else if write {
+                return Err(Errno::STALE.into());
+            } else {
+                let lower = lower.ok_or(Errno::STALE)?;
+                self.open_lower(node, &lower)?
+            };
+            if let Some(file) = self.put_file(node, fd, write, epoch) {
+                return Ok(file);
+            }
+        }
+    }
+
+    fn open_lower(&self, node: &Node, lower: &crate::layer::object::Object) -> OpResult<OwnedFd> {
+        let fd = self.layers.open_file(&lower.dir, &lower.name, OFlags::RDONLY)?;
+        let attr = crate::layer::dir::stat_fd(&fd)?;
+        if attr.kind() != Kind::File {
+            return Err(Errno::IO.into());
+        }
+        let hole = attr.size > 0 && (lower.dir.is_impure() || attr.blocks * 512 < attr.size);
+        if hole && node.place.read().upper.is_none() {
+            let parts = node.place.read().parent.clone().map(|p| p.parts()).unwrap_or_default();
+            if let Some(data) = self.metacopy_data(&lower.dir, &lower.name, &parts)? {
+                return Ok(self.layers.open_file(&data.dir, &data.name, OFlags::RDONLY)?);
+            }
+        }
+        Ok(fd)
+    }
+
+    /// Keeps a descriptor on the node. `None` when the file has moved to the upper meanwhile.
+    fn put_file(&self, node: &Arc<Node>, fd: OwnedFd, writable: bool, epoch: u32) -> Option<OpenFile> {
+        let file = OpenFile { fd: self.layers.context.fds.count(fd), writable };
+        let fresh = {
+            let mut slot = node.file.lock();
+            if slot.epoch != epoch {
+                return None;
+            }
+            slot.used = true;
+            slot.file.replace(file.clone()).is_none()
+        };
+        if fresh {
+            self.layers.context.fds.register(Arc::downgrade(node) as Weak<dyn Holder>);
+        }
+        Some(file)
+    }
+
+    /// Keeps the descriptor that creating a file gave.
+    pub(super) fn keep_file(&self, node: &Arc<Node>, fd: OwnedFd, writable: bool) {
+        let epoch = node.file.lock().epoch;
+        self.put_file(node, fd, writable, epoch);
+    }
+
+    /// Reads up to `buffer.len()` bytes at `offset`; returns how many, less only at the end of the file.
+    ///
+    /// # Errors
+    /// What pread(2) lists.
+    pub fn read(&self, node: &Arc<Node>, offset: u64, buffer: &mut [u8]) -> OpResult<usize> {
+        let file = self.file_for(node, false)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            match rustix::io::pread(file.fd.as_fd(), &mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(e) if done == 0 => return Err(e.into()),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes `data` at `offset`; returns how many bytes, less than all only when some error came after them.
+    /// `kill_set_id`: the caller's writes clear set-id bits.
+    ///
+    /// # Errors
+    /// EROFS, ENOSPC, and what pwrite(2) and copying fail with.
+    pub fn write(&self, node: &Arc<Node>, offset: u64, data: &[u8], kill_set_id: bool) -> OpResult<usize> {
+        self.before_write(node, kill_set_id)?;
+        let file = self.file_for(node, true)?;
+        let mut done = 0;
+        while done < data.len() {
+            match rustix::io::pwrite(file.fd.as_fd(), &data[done..], offset + done as u64) {
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(e) if done == 0 => return Err(e.into()),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    fn before_write(&self, node: &Arc<Node>, kill_set_id: bool) -> OpResult<()> {
+        if node.kind == Kind::Dir {
+            return Err(Errno::ISDIR.into());
+        }
+        if node.place.read().lacks_upper_data() {
+            self.copy_up(node, Need::Data)?;
+        }
+        if kill_set_id && node.may_have_set_id() {
+            let _changing = node.change.lock();
+            self.clear_set_id(node)?;
+        }
+        Ok(())
+    }
+
+    /// As fallocate(2), with its mode bits.
+    ///
+    /// # Errors
+    /// EROFS, ENOSPC, EOPNOTSUPP, and what fallocate(2) lists.
+    pub fn fallocate(&self, node: &Arc<Node>, mode: u32, offset: u64, length: u64, caller: &Caller) -> OpResult<()> {
+        self.before_write(node, caller.uid != 0)?;
+        let file = self.file_for(node, true)?;
+        Ok(rustix::fs::fallocate(file.fd.as_fd(), FallocateFlags::from_bits_retain(mode), offset, length)?)
+    }
+
+    /// The next data (or hole) from `offset` on.
+    ///
+    /// # Errors
+    /// ENXIO past the end.
+    pub fn seek(&self, node: &Arc<Node>, offset: u64, data: bool) -> OpResult<u64> {
+        let file = self.file_for(node, false)?;
+        let to = if data { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
+        Ok(rustix::fs::seek(file.fd.as_fd(), to)?)
+    }
+
+    /// As copy_file_range(2) between two files of the mount.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP or EXDEV where the filesystem cannot (the kernel copies by reading and writing then), EROFS,
+    /// ENOSPC.
+    pub fn copy_range(
+        &self,
+        from: (&Arc<Node>, u64),
+        to: (&Arc<Node>, u64),
+        length: u64,
+        caller: &Caller,
+    ) -> OpResult<usize> {
+        self.before_write(to.0, caller.uid != 0)?;
+        let target = self.file_for(to.0, true)?;
+        let source = self.file_for(from.0, false)?;
+        let (mut at, mut into) = (from.1, to.1);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+        let (source, target) = (source.fd.as_fd(), target.fd.as_fd());
+        Ok(rustix::fs::copy_file_range(source, Some(&mut at), target, Some(&mut into), length)?)
+    }
+}

@@ -1,0 +1,7 @@
+//! System calls that rustix lacks, one call per function, no policy. The only place with `unsafe`.
+
+pub mod copy;
+pub mod creds;
+pub mod limits;
+pub mod mapping;
+pub mod xattr;
