@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use layerfs_unionfs::config::Config;
 use layerfs_unionfs::mount::{self, Mounted, REPORT_XATTR, Unmounter};
 use rustix::io::Errno;
-use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Hinted;
@@ -193,17 +193,7 @@ fn prepare_and_mount(config: &Config, target: &Path, signals: &LeaveSignals) -> 
     rustix::thread::set_name(c"layerfs-mount").ok();
     // Requests carry the caller's umask where it counts.
     rustix::process::umask(rustix::fs::Mode::empty());
-    raise_descriptor_limit();
     Ok(mount::mount(config, target)?)
-}
-
-/// Every object that the kernel remembers may hold a descriptor.
-fn raise_descriptor_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(errno) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%errno, "the limit of open files stays at {:?}", limit.current);
-    }
 }
 
 fn serve(mounted: Mounted, target: PathBuf, signals: LeaveSignals) -> anyhow::Result<()> {
@@ -216,7 +206,7 @@ fn serve(mounted: Mounted, target: PathBuf, signals: LeaveSignals) -> anyhow::Re
     mounted.serve().with_context(|| format!("serve {target:?}"))
 }
 
-/// Ends with the process. A busy mount is detached: it vanishes now, and its process leaves with its last user.
+/// Ends with the process. A busy mount vanishes from the tree now, and its process leaves with its last user.
 fn unmount_on_signal(unmounter: &Unmounter, target: &Path, signals: LeaveSignals) {
     loop {
         match signals.wait() {

@@ -29,10 +29,25 @@ pub(crate) fn note(text: impl std::fmt::Display) {
 
 /// Tells of a failure: the chain of causes on one line, then the hint where one is known.
 pub(crate) fn error(error: &anyhow::Error) {
-    tell(format_args!("layerfs: {error:#}"));
+    tell(format_args!("layerfs: {}", chain(error)));
     if let Some(hinted) = error.downcast_ref::<Hinted>() {
         tell(format_args!("hint: {}", hinted.hint));
     }
+}
+
+/// The causes in order. Many errors name their own cause already; it is not said twice.
+fn chain(error: &anyhow::Error) -> String {
+    let mut words = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if words.is_empty() {
+            words = cause;
+        } else if !words.contains(&cause) {
+            words.push_str(": ");
+            words.push_str(&cause);
+        }
+    }
+    words
 }
 
 fn tell(line: std::fmt::Arguments<'_>) {
@@ -48,4 +63,17 @@ pub(crate) fn width() -> Option<usize> {
     }
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     (size.ws_col > 0).then(|| usize::from(size.ws_col))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        let error = anyhow!("no such file").context("open \"/x\"").context("mount: open \"/x\"");
+        assert_eq!(chain(&error), "mount: open \"/x\": no such file");
+        assert_eq!(chain(&anyhow!("alone")), "alone");
+    }
 }

@@ -104,8 +104,9 @@ impl EngineFs {
     }
 
     fn parent_of<'a>(&self, path: &'a Path) -> Result<(Arc<Node>, &'a [u8]), Errno> {
-        let parent = self.find(path.parent().unwrap_or(Path::new("")))?.node;
-        let name = path.file_name().map_or(&b""[..], OsStrExt::as_bytes);
+        // The root cannot be made, moved or removed; who asks to make it hears that it exists.
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::EXIST) };
+        let (parent, name) = (self.find(parent)?.node, name.as_bytes());
         if parent.kind != Kind::Dir {
             return Err(Errno::NOTDIR);
         }

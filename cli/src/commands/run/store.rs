@@ -117,7 +117,8 @@ impl Store {
         let id = new_id().context("make a container id")?;
         let path = self.containers.join(&id);
         let store_lock = self.lock()?;
-        let words = || format!("make container directory {}", path.display());
+        let shown = path.clone();
+        let words = || format!("make container directory {}", shown.display());
         fs::DirBuilder::new().mode(0o700).create(&path).with_context(words)?;
         let lock = open_lock(&path.join(LOCK)).and_then(|file| {
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(words)?;
