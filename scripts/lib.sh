@@ -54,6 +54,14 @@ find_layerfs() {
     realpath "$newest"
 }
 
+# A copy of that program for this run alone, named in LAYERFS: a build meanwhile must not change what is tested. Only for
+# FSTYP=layerfs; needs the scratch directory.
+take_layerfs() {
+    [ "$1" = layerfs ] || return 0
+    cp "$(find_layerfs)" "$scratch/layerfs"
+    export LAYERFS=$scratch/layerfs
+}
+
 # --- undoing ---------------------------------------------------------------------------------------------------
 
 undo_steps=()
@@ -153,6 +161,17 @@ fuse_servers() {
     done
 }
 
+# Processes of other mount namespaces in which something is mounted at $1: a copy there keeps the server busy.
+mount_holders() {
+    local table found=
+    for table in /proc/[0-9]*/mountinfo; do
+        if grep -qF " $1 " "$table" 2>/dev/null; then
+            found+="$(tr '\0' ' ' <"${table%mountinfo}cmdline" | cut -c1-100)(${table//[^0-9]/}); "
+        fi
+    done
+    echo "${found:-none}"
+}
+
 # Mounts the filesystem under test: fut_mount FSTYP MERGED LOWERS UPPER WORK [OPTIONS]. LOWERS is top first, joined by
 # colons. On ext4, which has no layers, the lowers are copied into the upper once and the upper is bound to MERGED.
 fut_mount() {
@@ -203,6 +222,7 @@ fut_umount() {
         # Ends at the process's exit; the limit is for a process that hangs, and makes the run fail.
         if ! timeout 30 tail --pid="$server" -s 0.05 -f /dev/null; then
             note "process $server still runs after $merged was unmounted; killing it"
+            note "mount namespaces that still have it: $(mount_holders "$merged")"
             kill -KILL "$server" || true
             status=1
         fi

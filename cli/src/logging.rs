@@ -89,12 +89,6 @@ impl LogOptions {
         }
     }
 
-    /// To stderr at the usual level, whatever the environment of the tests says.
-    #[cfg(test)]
-    pub(crate) fn default_for_tests() -> Self {
-        Self { file: None, filter: "warn".to_owned() }
-    }
-
     /// As [`Self::from_env`], with debug messages when asked for by `-d` or `-o debug`.
     pub(crate) fn with_debug(mut self, debug: bool) -> Self {
         if debug && self.filter == "warn" {

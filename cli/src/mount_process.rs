@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, anyhow, bail};
 use layerfs_unionfs::config::Config;
@@ -198,16 +199,21 @@ fn prepare_and_mount(config: &Config, target: &Path, signals: &LeaveSignals) -> 
 
 fn serve(mounted: Mounted, target: PathBuf, signals: LeaveSignals) -> anyhow::Result<()> {
     let unmounter = mounted.unmounter();
-    let thread_target = target.clone();
+    // Held while unmounting: a helper program may be at it, and is not to outlive this process.
+    let unmounting = Arc::new(Mutex::new(()));
+    let (thread_target, thread_unmounting) = (target.clone(), unmounting.clone());
     std::thread::Builder::new()
         .name("signals".to_owned())
-        .spawn(move || unmount_on_signal(&unmounter, &thread_target, signals))
+        .spawn(move || unmount_on_signal(&unmounter, &thread_target, signals, &thread_unmounting))
         .context("start the thread that waits for signals")?;
-    mounted.serve().with_context(|| format!("serve {target:?}"))
+    let served = mounted.serve().with_context(|| format!("serve {target:?}"));
+    // A poisoned lock is as good: the thread is gone.
+    drop(unmounting.lock());
+    served
 }
 
 /// Ends with the process. A busy mount vanishes from the tree now, and its process leaves with its last user.
-fn unmount_on_signal(unmounter: &Unmounter, target: &Path, signals: LeaveSignals) {
+fn unmount_on_signal(unmounter: &Unmounter, target: &Path, signals: LeaveSignals, unmounting: &Mutex<()>) {
     loop {
         match signals.wait() {
             Ok(signal) => tracing::info!(signal, target = %target.display(), "asked to unmount"),
@@ -216,9 +222,11 @@ fn unmount_on_signal(unmounter: &Unmounter, target: &Path, signals: LeaveSignals
                 return;
             }
         }
+        let held = unmounting.lock();
         if let Err(error) = unmounter.unmount() {
             tracing::error!(%error, target = %target.display(), "unmount on a signal");
         }
+        drop(held);
     }
 }
 

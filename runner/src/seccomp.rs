@@ -195,7 +195,7 @@ mod tests {
     /// Runs a program as the kernel does, on `struct seccomp_data` (number, architecture, arguments).
     fn evaluate(filter: &Filter, number: i64, arguments: &[u64]) -> u32 {
         let architecture: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
-        let mut data = vec![0_u8; 64];
+        let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&(number as u32).to_ne_bytes());
         data[4..8].copy_from_slice(&architecture.to_ne_bytes());
         for (index, argument) in arguments.iter().enumerate() {

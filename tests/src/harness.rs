@@ -283,7 +283,9 @@ impl Check<'_> {
         let mut mount = Mount::try_new(reader, stack).map_err(|e| format!("{reader_words}: {e}"))?;
         // Link counts of copied-up files need the index, which a portable upper does not have.
         let look = Look { nlink: false, mtime: true, ..look };
-        let (mut before, seen) = (after, Snapshot::take(mount.path(), look));
+        let (mut before, mut seen) = (after, Snapshot::take(mount.path(), look));
+        // Nor do listings of the kernel know the numbers of renamed directories without its own `impure` mark.
+        seen.faults.retain(|fault| !fault.contains("in the listing"));
         for record in before.records.values_mut() {
             record.nlink = None;
         }
@@ -329,7 +331,8 @@ pub fn say(outcome: &Outcome) -> String {
 }
 
 /// Shortens the names that are long on purpose.
-fn readable(text: &str) -> String {
+#[must_use]
+pub fn readable(text: &str) -> String {
     text.replace(&"n".repeat(255), "LONGEST").replace(&"t".repeat(256), "TOO_LONG")
 }
 

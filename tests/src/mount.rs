@@ -345,9 +345,9 @@ impl Mount {
         match std::mem::replace(&mut self.state, State::Down) {
             State::Down => Ok(()),
             State::Up if self.kind == FsKind::Dir => Ok(()),
-            State::Up => unmount(&self.stack.merged, UnmountFlags::empty()).map_err(|e| e.to_string()),
+            State::Up => unmount_patiently(&self.stack.merged).map_err(|e| e.to_string()),
             State::Served(mut server) => {
-                if let Err(e) = unmount(&self.stack.merged, UnmountFlags::empty()) {
+                if let Err(e) = unmount_patiently(&self.stack.merged) {
                     detach(&self.stack.merged);
                     server.stop();
                     return Err(format!("{e}; the server wrote: {}", server.words()));
@@ -420,6 +420,22 @@ fn device_of(path: &Path) -> Result<u64, String> {
 
 fn is_mounted(table: &str, path: &Path) -> bool {
     table.lines().any(|line| line.split(' ').nth(4).is_some_and(|at| Path::new(at) == path))
+}
+
+/// Unmounts; a mount that is busy is tried again for a while.
+///
+/// Between fork and exec a child of one test holds copies of the descriptors of all others of the same
+/// process, and their mounts are busy. The kernel tells nobody when that ends.
+pub(crate) fn unmount_patiently(path: &Path) -> rustix::io::Result<()> {
+    let started = Instant::now();
+    loop {
+        match unmount(path, UnmountFlags::empty()) {
+            Err(rustix::io::Errno::BUSY) if started.elapsed() < Duration::from_secs(5) => {
+                std::thread::yield_now()
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Takes away a mount that may be dead or in use. Nothing mounted there is fine.

@@ -11,6 +11,8 @@ use std::process::Command;
 use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
+use crate::mount::unmount_patiently;
+
 /// Size of the sparse file behind an ordinary scratch place: never really used up.
 const ROOMY: u64 = 16 << 30;
 
@@ -89,7 +91,7 @@ impl Drop for Scratch {
             return;
         }
         let target = self.holder.path().join("disk");
-        if let Err(e) = unmount(&target, UnmountFlags::empty()) {
+        if let Err(e) = unmount_patiently(&target) {
             // Something of the test still uses the disk; detaching keeps the machine clean all the same.
             let detached = unmount(&target, UnmountFlags::DETACH);
             if !std::thread::panicking() {

@@ -194,9 +194,10 @@ fn threads_on_the_same_names_get_only_errors_of_races() {
                 4 => ("rename", fs::rename(&one, &two)),
                 5 => ("link", fs::hard_link(&one, &two)),
                 6 => ("stat", fs::symlink_metadata(&one).map(drop)),
-                7 => {
-                    ("readdir", fs::read_dir(&one).and_then(|mut entries| entries.try_for_each(|e| e.map(drop))))
-                }
+                7 => (
+                    "readdir",
+                    fs::read_dir(&one).and_then(|mut entries| entries.try_for_each(|e| e.map(drop))),
+                ),
                 _ => ("append", append(&one, b"+")),
             };
             if let Err(e) = result {
@@ -274,10 +275,9 @@ fn appends_of_several_processes_all_arrive() {
     let path = mount.join("log");
     let mut children: Vec<_> = (0..PROCESSES)
         .map(|number| {
-            Command::new(env!("CARGO_BIN_EXE_layerfs-test-helper"))
-                .args(["append".as_ref(), path.as_os_str(), format!("<{number}>").as_ref()])
-                .spawn()
-                .unwrap()
+            let mut command = Command::new(env!("CARGO_BIN_EXE_layerfs-test-helper"));
+            command.args(["append".as_ref(), path.as_os_str(), format!("<{number}>").as_ref()]);
+            command.spawn().unwrap()
         })
         .collect();
     for child in &mut children {

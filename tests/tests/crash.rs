@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -194,12 +195,15 @@ fn killed_during_the_copy_up_of_a_large_file_leaves_the_old_or_the_new() {
         fs::write(stack.lowers[0].join("big"), &content).unwrap();
         LayerSpec::parse("d d").build(&stack.lowers[0]);
         let lower_before = Snapshot::take(&stack.lowers[0], LAYER_LOOK);
-        let mut mount = Mount::new(FsKind::layerfs(), stack.clone());
+        let mut mount = Mount::new(FsKind::Layerfs("io=cached".into()), stack.clone());
         let micros = (0..250_000_u64).new_tree(&mut runner).unwrap().current();
         let path = mount.join("big");
         let mut completed = false;
         Killer::run(mount.server().unwrap(), Duration::from_micros(micros), |killer| {
-            completed = OpenOptions::new().append(true).open(&path).is_ok() && !killer.has_fired();
+            // The first byte, as it was: the copy is needed, and stays equal to the original.
+            let opened = OpenOptions::new().write(true).open(&path);
+            completed =
+                opened.and_then(|file| file.write_all_at(&content[..1], 0)).is_ok() && !killer.has_fired();
         });
         mount.kill();
         interrupted += u32::from(!completed);
@@ -212,7 +216,9 @@ fn killed_during_the_copy_up_of_a_large_file_leaves_the_old_or_the_new() {
         mount.up().unwrap_or_else(|e| panic!("mount after the crash: {e}"));
         assert_eq!(left_over(&stack), Vec::<PathBuf>::new(), "left in work at the next mount");
         assert!(fs::read(&path).unwrap() == content, "content after the crash");
-        drop(OpenOptions::new().append(true).open(&path).unwrap());
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&content[..1], 0).unwrap();
+        drop(file);
         assert!(fs::read(&path).unwrap() == content, "content after a second copy-up");
         mount.down();
         lower_before.assert_same(&Snapshot::take(&stack.lowers[0], LAYER_LOOK), "lower before and after");

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use layerfs_tests::engine_world::{EngineWorld, Flavour};
 use layerfs_tests::generate::{Case, Marks, cases};
+use layerfs_tests::harness::readable;
 use layerfs_tests::layers::LayerSpec;
 use layerfs_tests::ops::moves_the_root;
 use layerfs_tests::scratch::Scratch;
@@ -20,7 +21,7 @@ fn run(flavour: Flavour, default_cases: u32) {
         cases: count.unwrap_or(default_cases),
         failure_persistence: None,
         max_shrink_iters: 2000,
-        max_shrink_time: 60_000,
+        max_shrink_time: 30_000,
         ..Config::default()
     };
     let strategy = (cases(Marks::All, 30), any::<bool>());

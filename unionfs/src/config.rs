@@ -20,12 +20,15 @@ pub struct LowerSpec {
     /// True where the owner of the directory guarantees that it never changes (an image store's layer):
     /// the index is then believed without comparing it with the directory.
     pub immutable: bool,
+    /// Filesystems mounted beneath the tree are part of the layer. Otherwise the layer is that one filesystem
+    /// alone, as with the kernel's overlayfs, also where something is mounted on it later.
+    pub submounts: bool,
 }
 
 impl LowerSpec {
     /// A plain directory, with an index used if there is a valid one beside it.
     pub fn plain(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), index: None, immutable: false }
+        Self { path: path.into(), index: None, immutable: false, submounts: false }
     }
 }
 

@@ -153,7 +153,8 @@ impl Adapter {
 
     fn create(&self, parent: INodeNo, name: &[u8], mode: u32, umask: u32, flags: i32, caller: &Caller, reply: ReplyCreate) {
         let made = self.node(parent).and_then(|dir| {
-            let object = self.overlay.create(&dir, name, NewObject::File(mode), umask, caller)?;
+            let object =
+                self.overlay.with_room(|| self.overlay.create(&dir, name, NewObject::File(mode), umask, caller))?;
             let options = OpenOptions { write: open_options(flags).write, truncate: false };
             let file = self.overlay.open(&object.node, options, caller)?;
             Ok((object, file))
@@ -338,7 +339,7 @@ impl Filesystem for Fuse {
         let caller = caller(req);
         let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         self.run(ino, size.is_some_and(|s| s > 0), move |a| {
-            match a.node(ino).and_then(|node| a.overlay.setattr(&node, &set, &caller)) {
+            match a.node(ino).and_then(|node| a.overlay.with_room(|| a.overlay.setattr(&node, &set, &caller))) {
                 Ok(attr) => reply.attr(&a.ttl(), &file_attr(&attr)),
                 Err(e) => reply.error(note("setattr", &e)),
             }
@@ -362,7 +363,7 @@ impl Filesystem for Fuse {
         } else {
             NewObject::Node(mode, rdev_from_kernel(rdev))
         };
-        let made = a.node(parent).and_then(|d| a.overlay.create(&d, name.as_bytes(), new, umask, &caller(req)));
+        let made = a.node(parent).and_then(|d| a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, umask, &caller(req))));
         a.reply_entry(reply, "mknod", made);
     }
 
@@ -370,7 +371,7 @@ impl Filesystem for Fuse {
         let a = &self.0;
         a.counters.count("mkdir");
         let new = NewObject::Dir(mode & 0o7777);
-        let made = a.node(parent).and_then(|d| a.overlay.create(&d, name.as_bytes(), new, umask, &caller(req)));
+        let made = a.node(parent).and_then(|d| a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, umask, &caller(req))));
         a.reply_entry(reply, "mkdir", made);
     }
 
@@ -396,7 +397,7 @@ impl Filesystem for Fuse {
         let a = &self.0;
         a.counters.count("symlink");
         let new = NewObject::Symlink(target.as_os_str().as_bytes());
-        let made = a.node(parent).and_then(|d| a.overlay.create(&d, name.as_bytes(), new, 0, &caller(req)));
+        let made = a.node(parent).and_then(|d| a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, 0, &caller(req))));
         a.reply_entry(reply, "symlink", made);
     }
 
@@ -506,7 +507,7 @@ impl Filesystem for Fuse {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: Fh,
         offset: u64,
@@ -517,7 +518,9 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         self.0.counters.count("write");
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
+            && self.0.protocol.get().is_none_or(|p| p.io != IoMode::Writeback);
         let node = match self.0.node(ino) {
             Ok(node) => node,
             Err(e) => return reply.error(note("write", &e)),
@@ -527,10 +530,15 @@ impl Filesystem for Fuse {
             Err(e) => reply.error(note("write", &e)),
         };
         if !self.0.overlay.copy_up_may_block(&node, true) {
-            return finish(self.0.overlay.write(&node, offset, data, kill), reply);
+            let overlay = &self.0.overlay;
+            let written = overlay.with_room(|| overlay.write(&node, offset, data, kill.as_ref(), cached));
+            return finish(written, reply);
         }
         let data = data.to_vec();
-        self.run(ino, true, move |a| finish(a.overlay.write(&node, offset, &data, kill), reply));
+        self.run(ino, true, move |a| {
+            let written = a.overlay.with_room(|| a.overlay.write(&node, offset, &data, kill.as_ref(), cached));
+            finish(written, reply);
+        });
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: Fh, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -749,7 +757,7 @@ impl Filesystem for Fuse {
         let caller = caller(req);
         self.run(ino, true, move |a| {
             let done =
-                a.node(ino).and_then(|n| a.overlay.fallocate(&n, mode as u32, offset, length, &caller));
+                a.node(ino).and_then(|n| a.overlay.with_room(|| a.overlay.fallocate(&n, mode as u32, offset, length, &caller)));
             match done {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(note("fallocate", &e)),

@@ -72,6 +72,11 @@ impl MarkNames {
         Self::with("user.overlay.")
     }
 
+    /// These are `trusted.overlay.*`.
+    pub fn is_trusted(&self) -> bool {
+        self.prefix.starts_with("trusted.")
+    }
+
     fn with(prefix: &'static str) -> Self {
         let name = |n: &str| CString::new(format!("{prefix}{n}")).unwrap_or_default();
         Self {

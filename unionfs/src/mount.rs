@@ -62,7 +62,7 @@ pub enum MountError {
     Serve(io::Error),
 }
 
-/// What was decided when mounting, and how it goes.
+/// What was decided when mounting, and how it goes. Paths are for people: bytes that are no UTF-8 are replaced.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MountReport {
     /// Version of this program.
@@ -70,15 +70,15 @@ pub struct MountReport {
     /// Process that serves the mount.
     pub pid: u32,
     /// The mountpoint as asked for.
-    pub target: PathBuf,
+    pub target: String,
     /// Lower layers, top first.
-    pub lowers: Vec<PathBuf>,
+    pub lowers: Vec<String>,
     /// Lowers that answer from an index.
     pub indexed_lowers: usize,
     /// The writable layer.
-    pub upper: Option<PathBuf>,
+    pub upper: Option<String>,
     /// Its work directory.
-    pub work: Option<PathBuf>,
+    pub work: Option<String>,
     /// How file data travels.
     pub io: IoMode,
     /// Opens need no message.
@@ -177,6 +177,10 @@ fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8)
 }
 
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
 fn describe(adapter: &Adapter, target: &Path, threads: usize) -> MountReport {
     let layers = adapter.overlay.layers();
     let protocol = adapter.protocol.get();
@@ -184,11 +188,11 @@ fn describe(adapter: &Adapter, target: &Path, threads: usize) -> MountReport {
     MountReport {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
-        target: target.to_path_buf(),
-        lowers: layers.lowers.iter().map(|l| l.path.clone()).collect(),
+        target: shown(target),
+        lowers: layers.lowers.iter().map(|l| shown(&l.path)).collect(),
         indexed_lowers: layers.lowers.iter().filter(|l| l.index().is_some()).count(),
-        upper: config.upper.as_ref().map(|u| u.upper.clone()),
-        work: config.upper.as_ref().map(|u| u.work.clone()),
+        upper: config.upper.as_ref().map(|u| shown(&u.upper)),
+        work: config.upper.as_ref().map(|u| shown(&u.work)),
         io: protocol.map_or(config.io, |p| p.io),
         zero_message_open: protocol.is_some_and(|p| p.zero_message_open),
         threads,

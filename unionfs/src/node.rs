@@ -1,14 +1,14 @@
 //! Objects of the merged view, and the table of those that the kernel or an operation refers to.
 
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
 use parking_lot::{Mutex, RwLock};
 
-use crate::attr::Kind;
+use crate::attr::{Kind, Time};
 use crate::fdcache::{CachedFd, Evicted, Holder};
 use crate::layer::dir::LayerDir;
 use crate::layer::object::Object;
@@ -33,7 +33,34 @@ pub struct UpperObject {
     /// It came from a lower layer, so its mark says what number it has.
     pub has_origin: bool,
     /// Its descriptor, where no name leads to it any more, or not the one in `Place`.
-    pub held: Option<Arc<OwnedFd>>,
+    pub held: Option<Arc<HeldFd>>,
+}
+
+/// The descriptor of a removed file, counted: its space comes free when it is closed.
+#[derive(Debug)]
+pub struct HeldFd {
+    fd: OwnedFd,
+    count: Arc<AtomicUsize>,
+}
+
+impl HeldFd {
+    /// Holds a descriptor.
+    pub fn new(fd: OwnedFd, count: &Arc<AtomicUsize>) -> Arc<Self> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { fd, count: count.clone() })
+    }
+}
+
+impl AsFd for HeldFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for HeldFd {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Where an object is. Its upper part is called `name` in the upper part of `parent`.
@@ -95,6 +122,9 @@ pub struct Directory {
     pub(crate) parts: RwLock<Arc<Parts>>,
     /// Short lock, never held across I/O.
     pub(crate) names: RwLock<Names>,
+    /// The change time that copy-up left on disk, and the one to show for it: copy-up changes no directory as users
+    /// see it. Holds until the directory is changed truly.
+    pub(crate) ctime: Mutex<Option<(Time, Time)>>,
     /// The listing was used since the last sweep.
     pub(crate) used: std::sync::atomic::AtomicBool,
 }
@@ -111,8 +141,9 @@ pub struct Node {
     /// Held while the object is copied up, changes its attributes, or changes its place; not for reading it.
     /// Order: after [`Directory::namespace`]; two nodes by rising number.
     pub change: Mutex<()>,
-    /// Names in lower layers that were hidden since the number of links was read from there.
-    pub hidden_links: AtomicU32,
+    /// What the number of links shown differs by from the one on disk: names of a lower object that were removed,
+    /// or names that count in a lower layer without being visible and were not made when it was copied up.
+    pub link_bias: AtomicI32,
     /// Mode as last seen, to know of set-id bits without asking.
     pub mode: AtomicU32,
     pub(crate) file: Mutex<FileSlot>,
@@ -198,6 +229,7 @@ impl Table {
                     namespace: Mutex::new(()),
                     parts: RwLock::new(Arc::new(parts)),
                     names: RwLock::default(),
+                    ctime: Mutex::new(None),
                     used: std::sync::atomic::AtomicBool::new(false),
                 })
             });
@@ -206,7 +238,7 @@ impl Table {
                 kind,
                 place: RwLock::new(place),
                 change: Mutex::new(()),
-                hidden_links: AtomicU32::new(0),
+                link_bias: AtomicI32::new(0),
                 mode: AtomicU32::new(u32::MAX),
                 file: Mutex::default(),
                 dir,

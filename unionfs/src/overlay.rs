@@ -79,6 +79,8 @@ pub struct Overlay {
     /// Directories with a listing in memory, for the budget.
     listed: Mutex<VecDeque<Weak<Node>>>,
     listed_names: AtomicUsize,
+    /// Removed upper files that are still held open, and their space with them.
+    held: Arc<AtomicUsize>,
     /// This process' own filesystem ids.
     own: (u32, u32),
     /// Callers can be acted for without losing capabilities.
@@ -120,6 +122,7 @@ impl Overlay {
             aliases: DashMap::new(),
             listed: Mutex::default(),
             listed_names: AtomicUsize::new(0),
+            held: Arc::default(),
             own,
             can_act: creds::has_capability(CAP_SETUID) && creds::has_capability(CAP_SETGID),
         })
@@ -149,6 +152,27 @@ impl Overlay {
             return Ok(self.root.clone());
         }
         self.table.get(ino).ok_or(OpError::Errno(Errno::STALE))
+    }
+
+    /// Runs an operation that takes space. When the filesystem is full while removed files are held, it is run again
+    /// as soon as one of them is let go: the kernel says so after the removal has returned, so that who removes and
+    /// then writes would meet a full disk that is not.
+    ///
+    /// # Errors
+    /// What the operation fails with.
+    pub fn with_room<T>(&self, run: impl Fn() -> OpResult<T>) -> OpResult<T> {
+        for _ in 0..ROOM_TRIES {
+            let held = self.held.load(Ordering::Relaxed);
+            match run() {
+                Err(e) if matches!(e.errno(), Errno::NOSPC | Errno::DQUOT) && held > 0 => {
+                    if self.held.load(Ordering::Relaxed) >= held {
+                        std::thread::sleep(ROOM_PAUSE);
+                    }
+                }
+                other => return other,
+            }
+        }
+        run()
     }
 
     fn upper(&self) -> OpResult<&Upper> {
@@ -344,6 +368,10 @@ enum UpperPlace<'a> {
     /// By a name; `ino` is its real number.
     At { dir: &'a Arc<LayerDir>, fd: BorrowedFd<'a>, name: &'a [u8], ino: u64 },
 }
+
+/// How often, and for how long each time, a full filesystem is waited for while removed files are held.
+const ROOM_TRIES: u32 = 100;
+const ROOM_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// Longest name in bytes (ext4, xfs, btrfs, tmpfs agree).
 const NAME_MAX: usize = 255;

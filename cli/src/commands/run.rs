@@ -76,7 +76,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     log: LogArgs,
     /// The command and its arguments
-    #[arg(value_name = "CMD", required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "CMD", required = true, num_args = 1.., trailing_var_arg = true)]
     command: Vec<OsString>,
 }
 
@@ -107,10 +107,8 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let mut directory = store.create(&request.rootfs, request.remove)?;
     let id = directory.id().to_owned();
     let result = run_in(&mut directory, &request, &store, &signals);
-    let kept = match &result {
-        Ok(Ending::Interrupted(_)) | Err(_) => None,
-        Ok(Ending::Code(_)) => (!request.remove).then(|| directory.path().to_owned()),
-    };
+    // What a command has done stays even if something failed after it; what never ran left nothing to keep.
+    let kept = (!request.remove && directory.has_run()).then(|| directory.path().to_owned());
     match &kept {
         Some(_) => directory.keep()?,
         None => directory.remove().context("remove the container")?,
@@ -168,8 +166,10 @@ fn run_in(
     let root = ContainerRoot::mount(directory, request, store)?;
     let outcome = run_on(directory, request, &root, signals);
     // The command is gone with its processes: nobody uses the mount any more.
-    root.unmount()?;
-    outcome
+    let unmounted = root.unmount();
+    // The first failure is the one that explains the other.
+    let ending = outcome?;
+    unmounted.map(|()| ending)
 }
 
 fn run_on(
@@ -205,10 +205,8 @@ fn run_on(
     container.delete().context("remove the container's cgroup")?;
     directory.note_exit(status.code());
     if watched.is_some() {
-        bail!(Hinted {
-            message: "the filesystem's process ended while the container was running".into(),
-            hint: format!("see {}", directory.path().join(store::MOUNT_LOG).display()),
-        });
+        let last_words = directory.last_words_of_mount();
+        bail!("the filesystem's process ended while the container was running{last_words}");
     }
     if forced {
         ui::note("the command ignored the request to stop and was killed");
@@ -245,6 +243,7 @@ fn config_of(
         is_root: identity.uid == 0,
         no_new_privileges: request.no_new_privileges,
         cgroup_name: Some(format!("layerfs-{}", directory.id())),
+        in_user_namespace: !host::is_initial_user_namespace().context("read the ids of this user namespace")?,
         without_tty_group: !host::has_group(TTY_GROUP).context("read the groups of this user namespace")?,
     });
     let mut config = Config::from_spec(&spec, directory.path())?;

@@ -28,7 +28,9 @@ pub struct DefaultSpec {
     pub no_new_privileges: bool,
     /// Name of the container's cgroup.
     pub cgroup_name: Option<String>,
-    /// The runtime is root of a user namespace in which group 5 (tty) does not exist.
+    /// The runtime is root of a user namespace, in which not all ids exist.
+    pub in_user_namespace: bool,
+    /// Group 5 (tty) does not exist in it.
     pub without_tty_group: bool,
 }
 
@@ -107,6 +109,7 @@ fn linux(choice: &DefaultSpec) -> Linux {
         _ => Arch::ScmpArchX86_64,
     };
     let held = DEFAULT.into_iter().collect();
+    let pinging_groups = if choice.in_user_namespace { "0 0" } else { "0 2147483647" };
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(get_default_namespaces()))
@@ -116,7 +119,7 @@ fn linux(choice: &DefaultSpec) -> Linux {
         .set_readonly_paths(Some(owned(&READ_ONLY)))
         .set_sysctl(Some(
             // Ports below 1024 and ping without privileges: the network namespace is the container's alone.
-            [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")]
+            [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", pinging_groups)]
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
         ))

@@ -209,7 +209,7 @@ fn write_proc(root: &OwnedFd, path: &str, value: &str) -> Result<(), StepError> 
     let links = resolve::Links::Follow;
     let file = resolve::open(root, Path::new(path), OFlags::WRONLY, links).doing(words)?;
     let magic = rustix::fs::fstatfs(&file).doing(words)?.f_type;
-    if i64::from(magic) != rootfs::PROC_MAGIC {
+    if magic != rootfs::PROC_MAGIC {
         return Err(StepError::refused(words(), "it is not on /proc"));
     }
     rustix::io::write(&file, value.as_bytes()).doing(words)?;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, FsWord};
 use rustix::mount::OpenTreeFlags;
 
 use super::mounts::{attach, new_filesystem};
@@ -15,10 +15,10 @@ use crate::step::{Doing, StepError};
 use crate::sys::mount::{MountAttr, mount_setattr};
 
 /// PROC_SUPER_MAGIC (linux/magic.h).
-pub(crate) const PROC_MAGIC: i64 = 0x9fa0;
+pub(crate) const PROC_MAGIC: FsWord = 0x9fa0;
 /// SYSFS_MAGIC (linux/magic.h).
-const SYSFS_MAGIC: i64 = 0x6265_6572;
-const MAGIC: [(&str, i64); 2] = [("/proc", PROC_MAGIC), ("/sys", SYSFS_MAGIC)];
+const SYSFS_MAGIC: FsWord = 0x6265_6572;
+const MAGIC: [(&str, FsWord); 2] = [("/proc", PROC_MAGIC), ("/sys", SYSFS_MAGIC)];
 
 /// Covers each path that exists: a file by the container's null device, a directory by an empty read-only one.
 pub(crate) fn cover_paths(root: impl AsFd, paths: &[PathBuf]) -> Result<(), StepError> {
@@ -76,7 +76,7 @@ fn find_genuine(root: BorrowedFd<'_>, path: &Path) -> io::Result<Option<OwnedFd>
         Err(error) => return Err(error),
     };
     for (prefix, magic) in MAGIC {
-        if path.starts_with(prefix) && i64::from(rustix::fs::fstatfs(&target)?.f_type) != magic {
+        if path.starts_with(prefix) && rustix::fs::fstatfs(&target)?.f_type != magic {
             // Another mount of the specification lies there.
             if path.starts_with("/sys/fs/cgroup") {
                 continue;

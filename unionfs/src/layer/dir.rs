@@ -36,7 +36,7 @@ pub fn with_fds<T>(fds: &FdCache, call: impl Fn() -> Result<T, Errno>) -> Result
 /// Opens `name` beneath `dir`; atime is left alone where the kernel lets us (owner or CAP_FOWNER).
 pub fn open_beneath(dir: impl AsFd, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    if flags.contains(OFlags::PATH) || flags.contains(OFlags::WRONLY) || flags.contains(OFlags::RDWR) {
+    if flags.intersects(OFlags::PATH | OFlags::WRONLY | OFlags::RDWR) {
         return rustix::fs::openat(dir, name, flags, Mode::empty());
     }
     match rustix::fs::openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {

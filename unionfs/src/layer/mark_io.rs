@@ -64,8 +64,9 @@ pub fn dir_marks(source: &(impl XattrSource + ?Sized), names: &MarkNames, lower:
     if has(FUSE_OVERLAYFS_OPAQUE) && source.get(FUSE_OVERLAYFS_OPAQUE)?.is_some_and(|v| v == b"y") {
         marks.opaque = Opaque::Yes;
     }
+    // Privileged, layers made with either namespace are read; with `userxattr` only its own, as the kernel does.
     let both = [MarkNames::trusted().opaque, MarkNames::user().opaque];
-    let opaque_names = if lower { &both[..] } else { std::slice::from_ref(&names.opaque) };
+    let opaque_names = if lower && names.is_trusted() { &both[..] } else { std::slice::from_ref(&names.opaque) };
     for name in opaque_names {
         if marks.opaque == Opaque::No && has(name) {
             marks.opaque = source.get(name)?.map_or(Opaque::No, |v| Opaque::parse(&v));
@@ -80,6 +81,11 @@ pub fn dir_marks(source: &(impl XattrSource + ?Sized), names: &MarkNames, lower:
 
 /// The override_stat of an object, in the order of precedence.
 pub fn override_stat(source: &(impl XattrSource + ?Sized)) -> Result<Option<OverrideStat>, Errno> {
+    // One call answers for the many objects without any xattr.
+    let present = source.names()?;
+    if !present.iter().any(|p| OVERRIDE_STAT.iter().any(|n| n.to_bytes() == p)) {
+        return Ok(None);
+    }
     for name in OVERRIDE_STAT {
         if let Some(value) = source.get(name)? {
             return Ok(OverrideStat::parse(&value));

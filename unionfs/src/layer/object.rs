@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 use super::Layers;
 use super::dir::{LayerDir, UPPER, open_beneath, open_dir, stat_at, stat_fd, with_fds};
@@ -106,11 +106,12 @@ impl Layers {
         Ok(attr)
     }
 
-    /// True where an object can carry an override: everywhere in a layer that works so, else among the entries
-    /// of an impure directory, where an empty file may stand for a device 0:0.
+    /// True where an object can carry an override: everywhere in lowers and in an upper that works so, else among
+    /// the entries of an impure upper directory, where an empty file may stand for a device 0:0.
     pub fn may_override(&self, dir: &LayerDir, attr: &Attr) -> bool {
         let possible = matches!(attr.kind(), Kind::File | Kind::Dir);
-        possible && (self.overrides(dir.layer) || (dir.is_impure() && attr.kind() == Kind::File && attr.size == 0))
+        let stands_for_device = dir.is_impure() && attr.kind() == Kind::File && attr.size == 0;
+        possible && (dir.layer != UPPER || self.overrides(UPPER) || stands_for_device)
     }
 
     fn apply_override(&self, dir: &Arc<LayerDir>, name: &[u8], attr: &mut Attr) -> Result<(), Errno> {
@@ -172,7 +173,7 @@ impl Layers {
         match rustix::fs::readlinkat(fd.as_fd(), name, Vec::with_capacity(256)) {
             Ok(target) => Ok(target.into_bytes()),
             // A symlink kept as a file, whose override names its type.
-            Err(Errno::INVAL) if self.overrides(dir.layer) => self.read_all(dir, name),
+            Err(Errno::INVAL) => self.read_all(dir, name),
             Err(e) => Err(e),
         }
     }
@@ -197,7 +198,12 @@ impl Layers {
     /// What openat(2) lists.
     pub fn open_file(&self, dir: &Arc<LayerDir>, name: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let fd = dir.fd(&self.context)?;
-        with_fds(&self.context.fds, || open_beneath(fd.as_fd(), name, flags | OFlags::NONBLOCK))
+        let flags = flags | OFlags::NONBLOCK;
+        if dir.layer == UPPER && !self.config.flags.noatime {
+            let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            return with_fds(&self.context.fds, || rustix::fs::openat(fd.as_fd(), name, flags, Mode::empty()));
+        }
+        with_fds(&self.context.fds, || open_beneath(fd.as_fd(), name, flags))
     }
 
     /// Opens the directory `name` in `dir` as a part of a merged directory.

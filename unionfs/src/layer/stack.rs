@@ -107,7 +107,8 @@ impl Layers {
         }
         let mut opened: Vec<(OwnedFd, Attr)> = Vec::new();
         for spec in &config.lowers {
-            opened.push(open_root("lowerdir", &spec.path)?);
+            let (fd, attr) = open_root("lowerdir", &spec.path)?;
+            opened.push((if spec.submounts { fd } else { private_clone(fd) }, attr));
         }
         check_lowers(&config.lowers, &opened)?;
         let fds = FdCache::new(fd_budget);
@@ -136,12 +137,37 @@ fn open_root(role: &'static str, path: &Path) -> Result<(OwnedFd, Attr), StackEr
     Ok((fd, attr))
 }
 
+/// The directory as seen through a mount of its own with nothing mounted on it, where this process may make one;
+/// the kernel's overlayfs does the same. A mountpoint inside a layer then leads into no mount of ours.
+fn private_clone(fd: OwnedFd) -> OwnedFd {
+    use rustix::mount::OpenTreeFlags;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = rustix::mount::open_tree(&fd, c"", flags).and_then(|tree| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&tree, c".", flags, Mode::empty())
+    });
+    clone.unwrap_or(fd)
+}
+
 fn check_lowers(specs: &[LowerSpec], opened: &[(OwnedFd, Attr)]) -> Result<(), StackError> {
     let mut seen: HashMap<(u64, u64), &Path> = HashMap::new();
     for (spec, (_, attr)) in specs.iter().zip(opened) {
         if let Some(other) = seen.insert((attr.dev, attr.ino), &spec.path) {
             let what = format!("lowerdir {:?} and lowerdir {:?} are the same directory", other, spec.path);
             return Err(StackError::Overlap { what });
+        }
+    }
+    // One lower inside another would show every object in it twice. (An upper inside a lower is allowed, as by the
+    // kernel: `lowerdir=/` could not be mounted otherwise.)
+    let canonical: Vec<_> = specs.iter().map(|s| s.path.canonicalize().unwrap_or_else(|_| s.path.clone())).collect();
+    let by_path: HashMap<&Path, usize> = canonical.iter().enumerate().map(|(i, p)| (p.as_path(), i)).collect();
+    for (inner, path) in canonical.iter().enumerate() {
+        for outer in path.ancestors().skip(1).filter_map(|a| by_path.get(a).copied()) {
+            let (fd, _) = &opened[outer];
+            if is_beneath((fd, &specs[outer].path), (&opened[inner].1, &specs[inner].path)) {
+                let what = format!("lowerdir {:?} is inside lowerdir {:?}", specs[inner].path, specs[outer].path);
+                return Err(StackError::Overlap { what });
+            }
         }
     }
     Ok(())
@@ -237,7 +263,7 @@ fn open_upper(
     if is_beneath((&work_fd, &spec.work), (&upper_attr, &spec.upper)) {
         return overlap(format!("upperdir {:?} is inside workdir {:?}", spec.upper, spec.work));
     }
-    for (lower_spec, (lower_fd, lower_attr)) in config.lowers.iter().zip(lowers) {
+    for (lower_spec, (_, lower_attr)) in config.lowers.iter().zip(lowers) {
         for (role, path, fd, attr) in
             [("upperdir", &spec.upper, &upper_fd, &upper_attr), ("workdir", &spec.work, &work_fd, &work_attr)]
         {
@@ -246,9 +272,6 @@ fn open_upper(
             }
             if is_beneath((fd, path), (lower_attr, &lower_spec.path)) {
                 return overlap(format!("lowerdir {:?} is inside {role} {path:?}", lower_spec.path));
-            }
-            if is_beneath((lower_fd, &lower_spec.path), (attr, path)) {
-                return overlap(format!("{role} {path:?} is inside lowerdir {:?}", lower_spec.path));
             }
         }
     }

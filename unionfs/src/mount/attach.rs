@@ -76,6 +76,13 @@ fn mount_direct(flags: &MountFlags, target: &Path, device: &OwnedFd) -> io::Resu
         (flags.nosuid, Flags::NOSUID),
         (flags.noexec, Flags::NOEXEC),
         (flags.noatime, Flags::NOATIME),
+        (flags.strictatime, Flags::STRICTATIME),
+        (flags.nodiratime, Flags::NODIRATIME),
+        (flags.lazytime, Flags::LAZYTIME),
+        (flags.sync, Flags::SYNCHRONOUS),
+        (flags.dirsync, Flags::DIRSYNC),
+        // MS_NOSYMFOLLOW of linux/mount.h, since 5.10.
+        (flags.nosymfollow, Flags::from_bits_retain(256)),
     ] {
         bits.set(flag, on);
     }
@@ -113,11 +120,17 @@ fn mount_by_helper(
         (flags.nosuid, "nosuid"),
         (flags.noexec, "noexec"),
         (flags.noatime, "noatime"),
+        (flags.sync, "sync"),
+        (flags.dirsync, "dirsync"),
     ] {
         if on {
             options.push(',');
             options.push_str(word);
         }
+    }
+    if let Some(context) = &flags.context {
+        options.push(',');
+        options.push_str(context);
     }
     let with_others = format!("{options},allow_other");
     let attempts: &[&str] = if flags.private { &[&options] } else { &[&with_others, &options] };

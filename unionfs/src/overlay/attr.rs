@@ -53,8 +53,17 @@ impl Overlay {
 
     /// Attributes as on disk (override applied), with the blocks of a metadata-only copy's data.
     pub(super) fn stat_node(&self, node: &Arc<Node>) -> OpResult<Attr> {
-        if node.kind == Kind::Dir {
-            return self.stat_dir(&node.parts());
+        if let Some(state) = node.dir() {
+            let mut attr = self.stat_dir(&node.parts())?;
+            if let Some((disk, shown)) = *state.ctime.lock() {
+                if attr.ctime == disk {
+                    attr.ctime = shown;
+                }
+            }
+            if node.place.read().parent.is_none() && !Arc::ptr_eq(node, &self.root) {
+                attr.nlink = 0;
+            }
+            return Ok(attr);
         }
         let (has_upper, metacopy, lower) = {
             let place = node.place.read();
@@ -115,7 +124,8 @@ impl Overlay {
             }
         }
         let fd = self.fd(dir)?;
-        Ok(self.layers.stat_open(self.layers.overrides(dir.layer), fd.as_fd())?)
+        let may_override = dir.layer != UPPER || self.layers.overrides(UPPER);
+        Ok(self.layers.stat_open(may_override, fd.as_fd())?)
     }
 
     /// Dresses attributes from disk for the mount: number, owner, links.
@@ -130,7 +140,10 @@ impl Overlay {
                 attr.nlink = 1;
             }
         } else {
-            attr.nlink = attr.nlink.saturating_sub(node.hidden_links.load(Ordering::Relaxed));
+            // An object without any name on disk has none.
+            if attr.nlink > 0 {
+                attr.nlink = attr.nlink.saturating_add_signed(node.link_bias.load(Ordering::Relaxed));
+            }
         }
         Ok(attr)
     }
@@ -159,6 +172,9 @@ impl Overlay {
         if let Some(size) = set.size {
             self.truncate(node, size, caller)?;
         }
+        if *set == SetAttr::default() && node.kind != Kind::Dir {
+            self.clear_privileges(node, caller)?;
+        }
         if set.uid.is_some() || set.gid.is_some() {
             self.change_owner(node, set)?;
         }
@@ -172,10 +188,28 @@ impl Overlay {
         self.getattr(node)
     }
 
+    /// A request without anything in it is a chown(2) to nobody, which clears set-id bits and file capabilities, or
+    /// comes before a write that clears the capabilities alone; flags that would tell them apart do not reach us.
+    fn clear_privileges(&self, node: &Arc<Node>, caller: &Caller) -> OpResult<()> {
+        if may_keep_set_id(caller) {
+            let capability = self.layers.names.stored(b"security.capability").ok_or(Errno::INVAL)?;
+            let removed = self.on_upper(node, |place| match place {
+                UpperPlace::Held(fd) => xattr::remove(Target::Fd(fd), &capability),
+                UpperPlace::At { fd, name, .. } => {
+                    crate::layer::mark_io::with_name(fd, name, |t| xattr::remove(t, &capability))
+                }
+            });
+            if removed.is_ok() {
+                return Ok(());
+            }
+        }
+        self.change_owner(node, &SetAttr::default())
+    }
+
     fn truncate(&self, node: &Arc<Node>, size: u64, caller: &Caller) -> OpResult<()> {
         // As root the kernel leaves set-id bits on our truncate; for a caller without CAP_FSETID they must go.
         if node.may_have_set_id() && !may_keep_set_id(caller) {
-            self.clear_set_id(node)?;
+            self.clear_set_id(node, caller)?;
         }
         let file = self.file_for(node, true)?;
         Ok(rustix::fs::ftruncate(file.fd.as_fd(), size)?)
@@ -251,14 +285,21 @@ impl Overlay {
         })
     }
 
-    /// Clears the set-id bits that a write by an ordinary user clears: the set-group-id bit only with group
-    /// execute, without which it means mandatory locking. The caller holds the change lock, or writes.
-    pub(super) fn clear_set_id(&self, node: &Arc<Node>) -> OpResult<()> {
+    /// Clears the set-id bits that a write by an ordinary user clears (`setattr_should_drop_suidgid` of the
+    /// kernel): the set-group-id bit with group execute always, without it for those outside the group. The
+    /// change lock is held.
+    pub(super) fn clear_set_id(&self, node: &Arc<Node>, caller: &Caller) -> OpResult<()> {
         let attr = self.stat_node(node)?;
         let mut mode = attr.mode & 0o7777;
         mode &= !libc::S_ISUID;
-        if mode & libc::S_IXGRP != 0 {
-            mode &= !libc::S_ISGID;
+        if mode & libc::S_ISGID != 0 {
+            let outside = || {
+                let gid = self.layers.config.gid_map.to_shown(attr.gid);
+                !super::xattr::in_group_or_capable(caller, gid)
+            };
+            if mode & libc::S_IXGRP != 0 || outside() {
+                mode &= !libc::S_ISGID;
+            }
         }
         if mode != attr.mode & 0o7777 {
             self.change_mode(node, mode)?;

@@ -18,7 +18,7 @@ use crate::layer::dir::{DirFlags, LayerDir, UPPER, open_beneath, stat_at, stat_f
 use crate::layer::object::Object;
 use crate::layer::upper::{Temp, Upper, link_open, tmpfile};
 use crate::marks::{OVERRIDE_STAT, Opaque, OverrideStat};
-use crate::node::{Node, Parts, UpperObject};
+use crate::node::{HeldFd, Node, Parts, UpperObject};
 use crate::sys::copy::copy_data;
 use crate::sys::xattr::{self, Target};
 
@@ -131,10 +131,7 @@ impl Overlay {
                 move |source: Errno| OpError::CopyUp { name: os_name(&name), step, source }
             };
             return match node.kind {
-                Kind::Dir => {
-                    let parent = parent.ok_or(Errno::STALE)?;
-                    self.copy_up_dir(node, &parent, &name)
-                }
+                Kind::Dir => self.copy_up_dir(node, parent.as_ref(), &name),
                 _ if node.place.read().upper.is_some() => self.complete_data(node, need).map_err(|e| match e {
                     OpError::Errno(source) => fail("copy the data")(source),
                     other => other,
@@ -144,7 +141,7 @@ impl Overlay {
         }
     }
 
-    fn copy_up_dir(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Arc<[u8]>) -> OpResult<()> {
+    fn copy_up_dir(&self, node: &Arc<Node>, parent: Option<&Arc<Node>>, name: &Arc<[u8]>) -> OpResult<()> {
         let upper = self.upper()?;
         let fail = |step: &'static str| move |source| OpError::CopyUp { name: os_name(name), step, source };
         let parts = node.parts();
@@ -159,30 +156,35 @@ impl Overlay {
         self.set_owner_mode(fd.as_fd(), &attr).map_err(fail("set owner and mode"))?;
         let real = stat_fd(&fd).map_err(fail("stat the copy"))?;
         set_times(fd.as_fd(), &attr).map_err(fail("set times"))?;
-        let parent_dir = self.upper_dir(parent)?;
-        let parent_fd = self.fd(&parent_dir)?;
-        let keep = stat_fd(parent_fd.as_fd()).map_err(fail("stat the parent"))?;
-        self.mark_impure(&parent_dir).map_err(fail("mark the parent"))?;
-        rename_new(upper.work(), temp.bytes(), parent_fd.as_fd(), name).map_err(fail("publish"))?;
-        temp.published();
-        restore_times(parent_fd.as_fd(), &keep);
-        let child = LayerDir::child(
-            &parent_dir,
-            name.clone(),
-            None,
-            (real.dev, real.ino),
-            Opaque::No,
-            DirFlags::default(),
-            Some(fd),
-            &self.layers.context.fds,
-        );
+        let fds = &self.layers.context.fds;
+        let place = (real.dev, real.ino);
+        let child = match parent {
+            Some(parent) => {
+                let parent_dir = self.upper_dir(parent)?;
+                let parent_fd = self.fd(&parent_dir)?;
+                let keep = stat_fd(parent_fd.as_fd()).map_err(fail("stat the parent"))?;
+                self.mark_impure(&parent_dir).map_err(fail("mark the parent"))?;
+                rename_new(upper.work(), temp.bytes(), parent_fd.as_fd(), name).map_err(fail("publish"))?;
+                temp.published();
+                hide_change(parent, parent_fd.as_fd(), &keep);
+                if let (Some(state), Ok(now)) = (node.dir(), stat_fd(&fd)) {
+                    *state.ctime.lock() = Some((now.ctime, attr.ctime));
+                }
+                LayerDir::child(&parent_dir, name.clone(), None, place, Opaque::No, DirFlags::default(), Some(fd), fds)
+            }
+            // Removed while somebody is in it: the copy is as nameless as the directory.
+            None => {
+                drop(temp);
+                LayerDir::root(UPPER, None, &real, Opaque::No, DirFlags::default(), fds.count(fd))
+            }
+        };
         if let Some(state) = node.dir() {
-            let mut names = state.names.write();
-            names.generation += 1;
-            drop(names);
+            state.names.write().generation += 1;
             *state.parts.write() = Arc::new(Parts { upper: Some(child), lowers: parts.lowers.clone() });
         }
-        self.update_entry(parent, name, |e| e.upper.object = true);
+        if let Some(parent) = parent {
+            self.update_entry(parent, name, |e| e.upper.object = true);
+        }
         Ok(())
     }
 
@@ -237,16 +239,17 @@ impl Overlay {
                         temp.published();
                     }
                 }
-                restore_times(fd.as_fd(), &keep);
+                hide_change(parent, fd.as_fd(), &keep);
             }
             // Removed while open: the copy is seen by those who have it open, and by no name.
             None => {
-                held = Some(Arc::new(match draft {
+                let fd = match draft {
                     Draft::Unnamed(file) | Draft::Named(_, Some(file)) => file,
                     Draft::Named(temp, None) => {
                         open_beneath(upper.work(), temp.bytes(), OFlags::PATH).map_err(fail("keep the copy"))?
                     }
-                }));
+                };
+                held = Some(HeldFd::new(fd, &self.held));
             }
         }
         if !has_origin {
@@ -260,10 +263,11 @@ impl Overlay {
         if !metacopy {
             node.forget_file();
         }
-        node.hidden_links.store(0, Ordering::Relaxed);
         if let Some(parent) = parent {
             self.update_entry(parent, name, |e| e.upper.object = true);
-            self.link_siblings(node, parent, name, siblings)?;
+            let made = self.link_siblings(node, parent, name, siblings)?;
+            let difference = i64::from(attr.nlink) - i64::from(made) - 1;
+            node.link_bias.fetch_add(i32::try_from(difference).unwrap_or(0), Ordering::Relaxed);
         }
         Ok(())
     }
@@ -580,17 +584,19 @@ impl Overlay {
         Ok(None)
     }
 
-    /// Gives the copy the other names of the lower object. A name that was changed meanwhile is left alone.
+    /// Gives the copy the other names of the lower object, and returns how many. A name that was changed meanwhile is
+    /// left alone.
     fn link_siblings(
         &self,
         node: &Arc<Node>,
         parent: &Arc<Node>,
         name: &[u8],
         siblings: &[(Arc<Node>, Arc<[u8]>)],
-    ) -> OpResult<()> {
+    ) -> OpResult<u32> {
         if siblings.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
+        let mut made = 0;
         let from = self.upper_dir(parent)?;
         let from_fd = self.fd(&from)?;
         for (dir, other) in siblings {
@@ -603,7 +609,8 @@ impl Overlay {
             self.mark_impure(&to)?;
             match rustix::fs::linkat(from_fd.as_fd(), name, to_fd.as_fd(), &**other, AtFlags::empty()) {
                 Ok(()) => {
-                    restore_times(to_fd.as_fd(), &keep);
+                    made += 1;
+                    hide_change(dir, to_fd.as_fd(), &keep);
                     self.update_entry(dir, other, |e| {
                         e.upper.object = true;
                         e.ino = node.ino;
@@ -613,7 +620,7 @@ impl Overlay {
                 Err(e) => return Err(e.into()),
             }
         }
-        Ok(())
+        Ok(made)
     }
 }
 
@@ -642,10 +649,20 @@ fn set_times(fd: BorrowedFd<'_>, attr: &Attr) -> Result<(), Errno> {
     rustix::fs::futimens(fd, &times_of(attr))
 }
 
-/// Copy-up changes no directory as users see it: its times go back to what they were.
-fn restore_times(dir: BorrowedFd<'_>, attr: &Attr) {
-    if let Err(e) = set_times(dir, attr) {
+/// Copy-up changes no directory as users see it: the times of the one it put a name into go back to what they
+/// were, the change time at least for as long as this mount lasts.
+fn hide_change(dir: &Node, fd: BorrowedFd<'_>, before: &Attr) {
+    if let Err(e) = set_times(fd, before) {
         tracing::debug!("restore times of a directory after copy-up: {e}");
+        return;
+    }
+    if let (Some(state), Ok(now)) = (dir.dir(), stat_fd(fd)) {
+        let mut hidden = state.ctime.lock();
+        let shown = match *hidden {
+            Some((disk, shown)) if disk == before.ctime => shown,
+            _ => before.ctime,
+        };
+        *hidden = Some((now.ctime, shown));
     }
 }
 

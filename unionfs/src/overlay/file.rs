@@ -14,6 +14,9 @@ use crate::attr::Kind;
 use crate::error::{Errno, OpResult};
 use crate::fdcache::{CachedFd, Holder};
 use crate::node::{Node, OpenFile};
+use crate::sys::xattr::{self, Target};
+
+const CAPABILITY: &std::ffi::CStr = c"security.capability";
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,7 +71,17 @@ impl Overlay {
         self.with_upper(node, |place| match place {
             super::UpperPlace::At { dir, name, .. } => self.layers.readlink(dir, name),
             super::UpperPlace::Held(fd) => {
-                Ok(rustix::fs::readlinkat(fd, c"", Vec::with_capacity(256))?.into_bytes())
+                match rustix::fs::readlinkat(fd, c"", Vec::with_capacity(256)) {
+                    Ok(target) => Ok(target.into_bytes()),
+                    // A symlink kept as a file.
+                    Err(_) => {
+                        let file = rustix::fs::open(super::attr::proc_path(fd), OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+                        let mut target = vec![0; 4096];
+                        let n = rustix::io::pread(&file, &mut target, 0)?;
+                        target.truncate(n);
+                        Ok(target)
+                    }
+                }
             }
         })
     }
@@ -185,13 +198,31 @@ impl Overlay {
     }
 
     /// Writes `data` at `offset`; returns how many bytes, less than all only when some error came after them.
-    /// `kill_set_id`: the caller's writes clear set-id bits.
+    /// `kill_set_id` names the caller when its writes clear set-id bits; `from_cache`: the kernel writes back pages
+    /// of a shared mapping, which clears nothing.
     ///
     /// # Errors
     /// EROFS, ENOSPC, and what pwrite(2) and copying fail with.
-    pub fn write(&self, node: &Arc<Node>, offset: u64, data: &[u8], kill_set_id: bool) -> OpResult<usize> {
+    pub fn write(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        data: &[u8],
+        kill_set_id: Option<&Caller>,
+        from_cache: bool,
+    ) -> OpResult<usize> {
         self.before_write(node, kill_set_id)?;
         let file = self.file_for(node, true)?;
+        // The backing filesystem drops file capabilities on any write.
+        let keep = if from_cache { xattr::get_vec(Target::Fd(file.fd.as_fd()), CAPABILITY)? } else { None };
+        let result = Self::write_to(&file, offset, data);
+        if let Some(value) = keep {
+            xattr::set(Target::Fd(file.fd.as_fd()), CAPABILITY, &value, 0)?;
+        }
+        result
+    }
+
+    fn write_to(file: &OpenFile, offset: u64, data: &[u8]) -> OpResult<usize> {
         let mut done = 0;
         while done < data.len() {
             match rustix::io::pwrite(file.fd.as_fd(), &data[done..], offset + done as u64) {
@@ -204,16 +235,16 @@ impl Overlay {
         Ok(done)
     }
 
-    fn before_write(&self, node: &Arc<Node>, kill_set_id: bool) -> OpResult<()> {
+    fn before_write(&self, node: &Arc<Node>, kill_set_id: Option<&Caller>) -> OpResult<()> {
         if node.kind == Kind::Dir {
             return Err(Errno::ISDIR.into());
         }
         if node.place.read().lacks_upper_data() {
             self.copy_up(node, Need::Data)?;
         }
-        if kill_set_id && node.may_have_set_id() {
+        if let Some(caller) = kill_set_id.filter(|_| node.may_have_set_id()) {
             let _changing = node.change.lock();
-            self.clear_set_id(node)?;
+            self.clear_set_id(node, caller)?;
         }
         Ok(())
     }
@@ -223,7 +254,7 @@ impl Overlay {
     /// # Errors
     /// EROFS, ENOSPC, EOPNOTSUPP, and what fallocate(2) lists.
     pub fn fallocate(&self, node: &Arc<Node>, mode: u32, offset: u64, length: u64, caller: &Caller) -> OpResult<()> {
-        self.before_write(node, caller.uid != 0)?;
+        self.before_write(node, Some(caller).filter(|c| c.uid != 0))?;
         let file = self.file_for(node, true)?;
         Ok(rustix::fs::fallocate(file.fd.as_fd(), FallocateFlags::from_bits_retain(mode), offset, length)?)
     }
@@ -250,7 +281,7 @@ impl Overlay {
         length: u64,
         caller: &Caller,
     ) -> OpResult<usize> {
-        self.before_write(to.0, caller.uid != 0)?;
+        self.before_write(to.0, Some(caller).filter(|c| c.uid != 0))?;
         let target = self.file_for(to.0, true)?;
         let source = self.file_for(from.0, false)?;
         let (mut at, mut into) = (from.1, to.1);

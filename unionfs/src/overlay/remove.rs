@@ -17,7 +17,7 @@ use crate::layer::dir::{LayerDir, open_beneath, stat_fd};
 use crate::layer::upper::{Upper, WhiteoutForm, whiteout_file_name};
 use crate::listing::{Entry, InUpper, Listing};
 use crate::marks::Opaque;
-use crate::node::{Node, Parts};
+use crate::node::{HeldFd, Node, Parts};
 
 /// The namespaces of up to two directories, taken by rising number.
 #[derive(Debug)]
@@ -104,12 +104,12 @@ impl Overlay {
                     if stat_fd(&fd).is_ok_and(|a| a.nlink == 0) {
                         self.unmarked_origins.remove(&upper.ino);
                     }
-                    upper.held = Some(Arc::new(fd));
+                    upper.held = Some(HeldFd::new(fd, &self.held));
                 }
             }
             Some(_) => {}
             None => {
-                node.hidden_links.fetch_add(1, Ordering::Relaxed);
+                node.link_bias.fetch_sub(1, Ordering::Relaxed);
             }
         }
         if here {

@@ -113,24 +113,11 @@ impl Overlay {
     /// `posix_acl_update_mode` of the kernel does; on the backing it sees us, who may keep it.
     fn drop_set_group_id(&self, node: &Arc<Node>, caller: &Caller) -> OpResult<()> {
         let attr = self.stat_node(node)?;
-        if attr.mode & libc::S_ISGID == 0 || caller.uid == 0 && caller.pid == 0 {
+        if attr.mode & libc::S_ISGID == 0 {
             return Ok(());
         }
         let shown = self.show(node, attr)?;
-        if caller.gid == shown.gid {
-            return Ok(());
-        }
-        // A process that is gone, or of another pid namespace, is taken for one without groups or capabilities.
-        let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
-        let in_group = status
-            .lines()
-            .find_map(|l| l.strip_prefix("Groups:"))
-            .is_some_and(|groups| groups.split_whitespace().any(|g| g.parse() == Ok(shown.gid)));
-        let capable = match creds::effective_capabilities(&status) {
-            Some(caps) => caps & (1 << CAP_FSETID) != 0,
-            None => caller.uid == 0,
-        };
-        if in_group || capable {
+        if in_group_or_capable(caller, shown.gid) {
             return Ok(());
         }
         self.change_mode(node, attr.mode & 0o7777 & !libc::S_ISGID)
@@ -147,7 +134,11 @@ impl Overlay {
         }
         let stored = self.layers.names.stored(name).ok_or(Errno::NODATA)?;
         // Copying an object up only to learn that it has no such xattr would be a waste.
-        self.read_xattrs(node, |source| source.has(&stored))?;
+        match self.read_xattrs(node, |source| source.has(&stored)) {
+            // Taking away an ACL that is not there is no error.
+            Err(e) if e.errno() == Errno::NODATA && is_acl(name) => return Ok(()),
+            other => other?,
+        }
         self.copy_up(node, Need::Attributes)?;
         let _changing = node.change.lock();
         self.on_upper(node, |place| match place {
@@ -180,6 +171,24 @@ impl Overlay {
         }
         Ok(acl)
     }
+}
+
+/// As `in_group_or_capable` of the kernel: the caller is in the group, or has CAP_FSETID. A process that is gone, or
+/// that our /proc does not show, is taken for one without further groups, and for capable if it is root.
+pub(super) fn in_group_or_capable(caller: &Caller, gid: u32) -> bool {
+    if caller.gid == gid {
+        return true;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
+    let in_group = status
+        .lines()
+        .find_map(|l| l.strip_prefix("Groups:"))
+        .is_some_and(|groups| groups.split_whitespace().any(|g| g.parse() == Ok(gid)));
+    let capable = match creds::effective_capabilities(&status) {
+        Some(caps) => caps & (1 << CAP_FSETID) != 0,
+        None => caller.uid == 0,
+    };
+    in_group || capable
 }
 
 /// Xattrs with the errors that callers of getxattr(2) see: unlike [`XattrSource`], which reads marks, for which

@@ -94,6 +94,7 @@ impl Drop for ContainerRoot {
 
 fn config(request: &Request, lower: PathBuf, upper: PathBuf, directory: &ContainerDirectory) -> Config {
     let mut layer = LowerSpec::plain(lower);
+    layer.submounts = true;
     // The view is elsewhere than the tree; its index, if it has one, is beside the tree.
     let index = default_index_path(&request.rootfs);
     if request.rootfs.parent().is_some() && index.is_file() {

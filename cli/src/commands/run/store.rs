@@ -262,6 +262,22 @@ impl ContainerDirectory {
         self.note(Status::Created);
     }
 
+    /// True when the command has run, or still does.
+    pub(super) fn has_run(&self) -> bool {
+        matches!(self.state.status, Status::Running | Status::Stopped)
+    }
+
+    /// The last lines of the mount process's log, in parentheses; nothing when it said nothing.
+    pub(super) fn last_words_of_mount(&self) -> String {
+        let log = fs::read(self.path.join(MOUNT_LOG)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().rev().take(3).collect();
+        if lines.is_empty() {
+            return String::new();
+        }
+        format!(" (its log ends: {})", lines.into_iter().rev().collect::<Vec<_>>().join("; "))
+    }
+
     /// Records how the command ended.
     pub(super) fn note_exit(&mut self, code: u8) {
         self.state.exit_code = Some(code);
