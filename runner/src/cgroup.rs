@@ -4,6 +4,7 @@
 //! here is written to. What a hierarchy refuses (an ordinary user without delegation, a read-only mount) is
 //! left out there, unless something asked for depends on it.
 
+mod device_program;
 mod devices;
 mod hierarchy;
 
@@ -100,6 +101,15 @@ impl Cgroup {
                         }
                     }
                 }
+            }
+        }
+        // Where a legacy hierarchy has the devices, it alone is asked.
+        if !cgroup.controls_devices
+            && let Some(path) = &cgroup.unified
+        {
+            match device_program::attach(path, device_rules) {
+                Ok(()) => cgroup.controls_devices = true,
+                Err(error) => tracing::debug!(%error, "no rules for devices"),
             }
         }
         Ok(cgroup)

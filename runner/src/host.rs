@@ -10,5 +10,7 @@ mod view;
 
 pub use self::executable::protect_executable;
 pub use self::mounts::enter_private_mounts;
-pub use self::user_namespace::{UserNamespace, enter_user_namespace, has_group, is_initial_user_namespace};
+pub use self::user_namespace::{
+    UserNamespace, enter_user_namespace, has_group, has_user, is_initial_user_namespace,
+};
 pub use self::view::{ReadOnlyView, is_pseudo};

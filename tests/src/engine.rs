@@ -216,7 +216,10 @@ impl EngineFs {
                 if *len > 0 {
                     let bytes = vec![*fill; *len as usize];
                     let kill = !rustix::process::geteuid().is_root();
-                    let count = self.overlay.write(&node, at, &bytes, Some(&Self::caller()), kill).map_err(|e| e.errno())?;
+                    let count = self
+                        .overlay
+                        .write(&node, at, &bytes, Some(&Self::caller()), kill)
+                        .map_err(|e| e.errno())?;
                     assert_eq!(count, bytes.len(), "a short write without an error");
                 }
                 Ok(Answer::Count(u64::from(*len)))

@@ -1,5 +1,6 @@
 //! An engine beside a plain directory: each step is done to both, and everything visible must agree.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,8 @@ pub struct EngineWorld {
     look: Look,
     lowers_before: Vec<Snapshot>,
     inodes: Inodes,
+    /// Names asked for in each directory, there or not.
+    probes: Vec<OsString>,
 }
 
 const LAYER_LOOK: Look =
@@ -80,10 +83,27 @@ impl EngineWorld {
         };
         let engine = Some(EngineFs::open(&stack, marks, remembers)?);
         let look = Look { nlink: !model.has_partly_hidden_links(), ..Look::default() };
-        let mut world =
-            Self { stack, engine, marks, remembers, plain, look, lowers_before, inodes: Inodes::default() };
+        let probes = (0..NAMES).map(name).collect();
+        let mut world = Self {
+            probes,
+            stack,
+            engine,
+            marks,
+            remembers,
+            plain,
+            look,
+            lowers_before,
+            inodes: Inodes::default(),
+        };
         world.compare("freshly opened")?;
         Ok(world)
+    }
+
+    /// Asks for these names in each directory from now on, instead of those of random operations.
+    #[must_use]
+    pub fn probing(mut self, names: &[&str]) -> Self {
+        self.probes = names.iter().map(OsString::from).collect();
+        self
     }
 
     /// The engine.
@@ -142,9 +162,9 @@ impl EngineWorld {
             .collect();
         let mut faults = self.inodes.check_numbers(numbers);
         faults.extend(without_numbers(expected.clone()).differences(&without_numbers(seen)));
-        for dir in expected.records.iter().filter(|(_, record)| record.kind != 'l').map(|(path, _)| path) {
-            for index in 0..NAMES {
-                let path = dir.join(name(index));
+        for dir in expected.records.iter().filter(|(_, record)| record.kind == 'd').map(|(path, _)| path) {
+            for name in &self.probes {
+                let path = dir.join(name);
                 let plain =
                     rustix::fs::statat(rustix::fs::CWD, self.plain.join(&path), AtFlags::SYMLINK_NOFOLLOW);
                 let (plain, seen) = (plain.map(|_| ()), self.engine().ask(&path).map(|_| ()));

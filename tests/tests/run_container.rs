@@ -2,6 +2,12 @@
 //!
 //! Each test has a store and a root filesystem of its own (a static busybox), and a mount namespace of its own; it
 //! checks at its end that no mount, cgroup, process or directory stays.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "this is test code: a broken expectation is a failed test"
+)]
 
 #[path = "run_container/world.rs"]
 mod world;
@@ -206,6 +212,39 @@ fn devices_are_dockers() {
 }
 
 #[test]
+fn a_machine_with_unified_cgroups() {
+    let Some(mut world) = World::new() else { return };
+    world.unify_cgroups();
+    let script = "mknod /n c 1 3; echo x > /n && echo null; head -n 1 /sys/fs/cgroup/cgroup.procs; \
+                  mknod /disk b 7 0 && echo made; cat /disk";
+    let output = world.run(&["--", "sh", "-c", script]);
+    assert_eq!(output.stdout, "null\n1\nmade\n", "{}", output.stderr);
+    assert!(output.stderr.contains("Operation not permitted"), "a disk could be opened: {}", output.stderr);
+}
+
+#[test]
+fn an_ordinary_user() {
+    let Some(world) = World::new() else { return };
+    let before = tree(world.rootfs());
+    let script = "id -u; cat /proc/self/uid_map; echo x > /dev/null && echo null; echo mine > /file; cat /file; \
+                  ping -c 1 127.0.0.1 > /dev/null && echo up; ls -A /sys/fs/cgroup > /dev/null && echo cgroups; \
+                  mount -t tmpfs x /mnt || echo confined; kill -0 1 && echo $$";
+    let Some(output) = world.run_as_ordinary_user(&["--", "sh", "-c", script]) else { return };
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let words: Vec<&str> = output.stdout.split_whitespace().collect();
+    assert_eq!(
+        words,
+        ["0", "0", "54321", "1", "null", "mine", "up", "cgroups", "confined", "1"],
+        "{}",
+        output.stderr
+    );
+    assert_eq!(tree(world.rootfs()), before);
+    let output = world.run_as_ordinary_user(&["-u", "me", "--", "true"]).unwrap();
+    assert_eq!(output.code, 125);
+    assert!(output.stderr.contains("1000:100") && output.stderr.contains("/etc/subuid"), "{}", output.stderr);
+}
+
+#[test]
 fn what_a_container_may_not_do() {
     let Some(world) = World::new() else { return };
     let status = world.run(&["--", "cat", "/proc/self/status"]).stdout;
@@ -338,9 +377,13 @@ fn signals_are_passed_on() {
     let script = "trap 'echo got; exit 9' TERM; echo ready; while :; do sleep 100 & wait; done";
     let mut running = world.start(&["--", "sh", "-c", script], Stdio::null());
     running.wait_for("ready\n");
+    let state = world.state();
     running.signal(Signal::TERM);
     running.wait_for("got\n");
     assert_eq!(running.wait(), 9);
+    for path in state["cgroup"].as_array().unwrap() {
+        assert!(!fs::exists(path.as_str().unwrap()).unwrap(), "cgroup {path} is left");
+    }
 }
 
 #[test]
@@ -361,9 +404,10 @@ fn a_killed_run_takes_its_container_along_and_the_next_run_cleans_up() {
     let mut running =
         world.start(&["--", "sh", "-c", "echo ready; touch /file; exec sleep 1000"], Stdio::null());
     running.wait_for("ready\n");
-    let [container] = &world.containers()[..] else { panic!("not one container") };
-    let state: serde_json::Value =
-        serde_json::from_slice(&fs::read(container.join("state.json")).unwrap()).unwrap();
+    let state = world.state();
+    let cgroups: Vec<_> =
+        state["cgroup"].as_array().unwrap().iter().map(|path| path.as_str().unwrap()).collect();
+    assert!(!cgroups.is_empty() && cgroups.iter().all(|path| fs::exists(path).unwrap()), "{cgroups:?}");
     let command = world::Watch::new(state["process"]["pid"].as_i64().unwrap());
     let mount = world::Watch::new(state["servants"][0]["pid"].as_i64().unwrap());
     running.signal(Signal::KILL);
@@ -373,6 +417,7 @@ fn a_killed_run_takes_its_container_along_and_the_next_run_cleans_up() {
     assert_eq!((output.code, output.stderr.as_str()), (0, ""));
     mount.wait_for_end();
     assert!(world.containers().is_empty());
+    assert!(cgroups.iter().all(|path| !fs::exists(path).unwrap()), "cgroups are left: {cgroups:?}");
 }
 
 #[test]
@@ -380,9 +425,7 @@ fn a_lost_mount_process_ends_the_container() {
     let Some(world) = World::new() else { return };
     let mut running = world.start(&["--", "sh", "-c", "echo ready; exec sleep 1000"], Stdio::null());
     running.wait_for("ready\n");
-    let [container] = &world.containers()[..] else { panic!("not one container") };
-    let state: serde_json::Value =
-        serde_json::from_slice(&fs::read(container.join("state.json")).unwrap()).unwrap();
+    let state = world.state();
     world::Watch::new(state["servants"][0]["pid"].as_i64().unwrap()).kill();
     assert_eq!(running.wait(), 125);
 }
@@ -403,7 +446,9 @@ fn a_terminal_of_its_own() {
     running.type_in("while test \"$(stty size)\" != '44 55'; do :; done; echo re''sized\n");
     running.wait_for("resized\r\n");
     // Keys arrive as keys: Ctrl-C interrupts the command in the container, not the run.
-    running.type_in("sh -c 'trap \"echo inter\"\"rupted; exit\" INT; echo be\"\"gin; while :; do sleep 1; done'\n");
+    running.type_in(
+        "sh -c 'trap \"echo inter\"\"rupted; exit\" INT; echo be\"\"gin; while :; do sleep 1; done'\n",
+    );
     running.wait_for("begin\r\n");
     running.type_in("\u{3}");
     running.wait_for("interrupted\r\n");

@@ -1,7 +1,7 @@
 //! Objects of the merged view, and the table of those that the kernel or an operation refers to.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
@@ -126,7 +126,7 @@ pub struct Directory {
     /// see it. Holds until the directory is changed truly.
     pub(crate) ctime: Mutex<Option<(Time, Time)>>,
     /// The listing was used since the last sweep.
-    pub(crate) used: std::sync::atomic::AtomicBool,
+    pub(crate) used: AtomicBool,
 }
 
 /// One object of the merged view.
@@ -146,6 +146,8 @@ pub struct Node {
     pub link_bias: AtomicI32,
     /// Mode as last seen, to know of set-id bits without asking.
     pub mode: AtomicU32,
+    /// The kernel has removed file capabilities, and nothing was asked since.
+    pub(crate) capability_removed: AtomicBool,
     pub(crate) file: Mutex<FileSlot>,
     dir: Option<Box<Directory>>,
     table: Weak<Table>,
@@ -230,7 +232,7 @@ impl Table {
                     parts: RwLock::new(Arc::new(parts)),
                     names: RwLock::default(),
                     ctime: Mutex::new(None),
-                    used: std::sync::atomic::AtomicBool::new(false),
+                    used: AtomicBool::new(false),
                 })
             });
             Arc::new(Node {
@@ -240,6 +242,7 @@ impl Table {
                 change: Mutex::new(()),
                 link_bias: AtomicI32::new(0),
                 mode: AtomicU32::new(u32::MAX),
+                capability_removed: AtomicBool::new(false),
                 file: Mutex::default(),
                 dir,
                 table: Arc::downgrade(self),

@@ -74,6 +74,8 @@ pub struct Overlay {
     rename: Mutex<()>,
     /// Upper objects whose number could not be written on them: real number to the mount's.
     unmarked_origins: DashMap<u64, u64>,
+    /// Names of lower objects that were removed, by number, while no node remembers it.
+    lost_links: DashMap<u64, i32>,
     /// Directories whose number is taken by the same directory at another place: place to number.
     aliases: DashMap<(u64, Arc<[u8]>), u64>,
     /// Directories with a listing in memory, for the budget.
@@ -119,6 +121,7 @@ impl Overlay {
             root,
             rename: Mutex::new(()),
             unmarked_origins: DashMap::new(),
+            lost_links: DashMap::new(),
             aliases: DashMap::new(),
             listed: Mutex::default(),
             listed_names: AtomicUsize::new(0),

@@ -179,6 +179,7 @@ fn run_on(
     signals: &Signals,
 ) -> anyhow::Result<Ending> {
     let identity = Identity::resolve(request.user.as_deref(), root.merged())?;
+    check_exists(&identity)?;
     let config = config_of(directory, request, root, &identity)?;
     if let Some(signal) = signals.interrupted()? {
         return Ok(Ending::Interrupted(signal));
@@ -243,7 +244,8 @@ fn config_of(
         is_root: identity.uid == 0,
         no_new_privileges: request.no_new_privileges,
         cgroup_name: Some(format!("layerfs-{}", directory.id())),
-        in_user_namespace: !host::is_initial_user_namespace().context("read the ids of this user namespace")?,
+        in_user_namespace: !host::is_initial_user_namespace()
+            .context("read the ids of this user namespace")?,
         without_tty_group: !host::has_group(TTY_GROUP).context("read the groups of this user namespace")?,
     });
     let mut config = Config::from_spec(&spec, directory.path())?;
@@ -252,6 +254,22 @@ fn config_of(
     config.process.cwd = request.workdir.clone().unwrap_or_else(|| PathBuf::from("/"));
     config.process.user = identity.user();
     Ok(config)
+}
+
+/// In a user namespace few users may exist.
+fn check_exists(identity: &Identity) -> anyhow::Result<()> {
+    let exists = host::has_user(identity.uid)
+        .and_then(|user| Ok(user && host::has_group(identity.gid)?))
+        .context("read the ids of this user namespace")?;
+    if !exists {
+        bail!(Hinted {
+            message: format!("user {}:{} does not exist in this user namespace", identity.uid, identity.gid),
+            hint: "have a range of ids in /etc/subuid and /etc/subgid, with newuidmap installed (Debian: \
+                   uidmap); or run as root"
+                .into(),
+        });
+    }
+    Ok(())
 }
 
 /// Owner of terminals in every distribution, and in docker's /dev/pts.

@@ -16,20 +16,32 @@ use crate::step::{Doing, StepError};
 use crate::sys;
 use crate::sys::process::Forked;
 
+/// True when user `uid` exists in the process's user namespace.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn has_user(uid: u32) -> io::Result<bool> {
+    Ok(maps(&fs::read_to_string("/proc/self/uid_map")?, uid))
+}
+
 /// True when group `gid` exists in the process's user namespace.
 ///
 /// # Errors
 /// When /proc cannot be read.
 pub fn has_group(gid: u32) -> io::Result<bool> {
-    let map = fs::read_to_string("/proc/self/gid_map")?;
-    Ok(map.lines().any(|line| {
+    Ok(maps(&fs::read_to_string("/proc/self/gid_map")?, gid))
+}
+
+/// Lines of `FIRST OUTSIDE COUNT`.
+fn maps(map: &str, id: u32) -> bool {
+    map.lines().any(|line| {
         let mut fields = line.split_ascii_whitespace().map(str::parse::<u32>);
         let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) = (fields.next(), fields.next(), fields.next())
         else {
             return false;
         };
-        gid.checked_sub(first).is_some_and(|offset| offset < count)
-    }))
+        id.checked_sub(first).is_some_and(|offset| offset < count)
+    })
 }
 
 /// What the namespace has.
@@ -191,6 +203,15 @@ mod tests {
         assert_eq!(parse_ranges(text, Some("you"), 1001), Some(Range { first: 300_000, count: 10 }));
         assert_eq!(parse_ranges(text, Some("bad"), 7), None);
         assert_eq!(parse_ranges(text, None, 7), None);
+    }
+
+    #[test]
+    fn mapped_ids_are_told_from_others() {
+        let map = "         0       1000          1\n         1     100000      65536\n";
+        assert!(maps(map, 0) && maps(map, 1) && maps(map, 65_536));
+        assert!(!maps(map, 65_537));
+        assert!(maps("0 0 4294967295", 4_000_000_000));
+        assert!(!maps("", 0) && !maps("x y z", 0));
     }
 
     #[test]

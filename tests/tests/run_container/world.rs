@@ -84,6 +84,13 @@ impl World {
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
     }
 
+    /// What is known of the only container.
+    pub(crate) fn state(&self) -> serde_json::Value {
+        let containers = self.containers();
+        let [container] = &containers[..] else { panic!("not one container: {containers:?}") };
+        serde_json::from_slice(&fs::read(container.join("state.json")).unwrap()).unwrap()
+    }
+
     fn command(&self, rootfs: &Path, remove: bool, arguments: &[&str]) -> Command {
         let mut command = Command::new(layerfs_binary().unwrap());
         command.args(["run", "--rootfs"]).arg(rootfs);
@@ -132,6 +139,56 @@ impl World {
         Running { child, output: master(), input: Some(master()), seen: Vec::new() }
     }
 
+    /// Runs as a user who is in no file and no group, with a `/dev/fuse` that such users may open. `None` where
+    /// the binary or user namespaces are out of such a user's reach, which has been said.
+    pub(crate) fn run_as_ordinary_user(&self, arguments: &[&str]) -> Option<Output> {
+        use std::os::unix::process::CommandExt;
+        const USER: u32 = 54321;
+        let devices = self.scratch.dir("devices");
+        let tmpfs = self.mount_tmpfs(&devices);
+        let fuse = devices.join("fuse");
+        let number = rustix::fs::makedev(10, 229);
+        let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::from_raw_mode(0o666));
+        rustix::fs::mknodat(rustix::fs::CWD, &fuse, kind, mode, number).unwrap();
+        rustix::fs::chmodat(rustix::fs::CWD, &fuse, mode, rustix::fs::AtFlags::empty()).unwrap();
+        rustix::mount::mount_bind(&fuse, "/dev/fuse").unwrap();
+        let bound = Tmpfs(Path::new("/dev/fuse"));
+        let store = self.scratch.dir("store-of-a-user");
+        std::os::unix::fs::chown(&store, Some(USER), Some(USER)).unwrap();
+        let as_user = |mut command: Command| {
+            command.uid(USER).gid(USER).env_remove("LAYERFS_ROOT").env("XDG_DATA_HOME", &store);
+            finish_maybe(command, "")
+        };
+        let mut version = Command::new(layerfs_binary().unwrap());
+        version.arg("version");
+        let output = match as_user(version) {
+            Ok(_)
+                if fs::read_to_string("/proc/sys/user/max_user_namespaces")
+                    .is_ok_and(|max| max.trim() == "0") =>
+            {
+                skip("user namespaces are switched off (/proc/sys/user/max_user_namespaces)");
+                None
+            }
+            Ok(_) => Some(as_user(self.command(&self.rootfs, true, arguments)).unwrap()),
+            Err(error) => {
+                skip(&format!("an ordinary user cannot execute the layerfs binary: {error}"));
+                None
+            }
+        };
+        let left = fs::read_dir(store.join("layerfs/containers")).map(|entries| entries.count()).unwrap_or(1);
+        assert_eq!(left, 1, "more than the lock is left in the user's store");
+        drop((bound, tmpfs));
+        output
+    }
+
+    /// Makes the machine look as one whose cgroups are all in the unified hierarchy, for the calling thread.
+    pub(crate) fn unify_cgroups(&mut self) {
+        rustix::mount::unmount("/sys/fs/cgroup", rustix::mount::UnmountFlags::DETACH).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("none", "/sys/fs/cgroup", "cgroup2", flags, None).unwrap();
+        self.mounts = mount_table();
+    }
+
     pub(crate) fn mount_tmpfs<'a>(&self, target: &'a Path) -> Tmpfs<'a> {
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount("tmpfs", target, "tmpfs", flags, None).unwrap();
@@ -142,12 +199,17 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            // What a run killed by the failing test has left goes while its store still says what it is.
+            finish(self.command(&self.rootfs, true, &["--", "true"]), "");
             return;
         }
         assert_eq!(self.containers(), Vec::<PathBuf>::new(), "containers are left");
         // Mounts may go meanwhile: removing a mountpoint takes it out of every namespace.
-        let new: Vec<String> =
-            mount_table().lines().filter(|line| !self.mounts.lines().any(|before| before == *line)).map(str::to_owned).collect();
+        let new: Vec<String> = mount_table()
+            .lines()
+            .filter(|line| !self.mounts.lines().any(|before| before == *line))
+            .map(str::to_owned)
+            .collect();
         assert_eq!(new, Vec::<String>::new(), "mounts are left");
     }
 }
@@ -181,17 +243,21 @@ fn mount_table() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
-fn finish(mut command: Command, input: &str) -> Output {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+fn finish(command: Command, input: &str) -> Output {
+    finish_maybe(command, input).unwrap()
+}
+
+/// An error when the program cannot be executed.
+fn finish_maybe(mut command: Command, input: &str) -> std::io::Result<Output> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     // The command may end without reading it.
     child.stdin.take().unwrap().write_all(input.as_bytes()).ok();
-    let output = child.wait_with_output().unwrap();
-    Output {
+    let output = child.wait_with_output()?;
+    Ok(Output {
         code: code_of(output.status),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    })
 }
 
 fn code_of(status: std::process::ExitStatus) -> i32 {
@@ -251,7 +317,7 @@ impl Running {
             rustix::event::poll(&mut wanted, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap();
             if wanted[1].revents().contains(PollFlags::IN) {
                 let mut buffer = [0_u8; 4096];
-                fs::File::from(self.output.try_clone().unwrap()).read(&mut buffer).ok();
+                rustix::io::read(&self.output, &mut buffer).ok();
             } else if !wanted[1].revents().is_empty() {
                 break;
             }

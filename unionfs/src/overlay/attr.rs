@@ -189,19 +189,11 @@ impl Overlay {
     }
 
     /// A request without anything in it is a chown(2) to nobody, which clears set-id bits and file capabilities, or
-    /// comes before a write that clears the capabilities alone; flags that would tell them apart do not reach us.
+    /// comes before a write that clears the capabilities alone. The flags that would tell them apart do not reach us, but
+    /// before that write the kernel has removed the xattr itself.
     fn clear_privileges(&self, node: &Arc<Node>, caller: &Caller) -> OpResult<()> {
-        if may_keep_set_id(caller) {
-            let capability = self.layers.names.stored(b"security.capability").ok_or(Errno::INVAL)?;
-            let removed = self.on_upper(node, |place| match place {
-                UpperPlace::Held(fd) => xattr::remove(Target::Fd(fd), &capability),
-                UpperPlace::At { fd, name, .. } => {
-                    crate::layer::mark_io::with_name(fd, name, |t| xattr::remove(t, &capability))
-                }
-            });
-            if removed.is_ok() {
-                return Ok(());
-            }
+        if node.capability_removed.swap(false, Ordering::Relaxed) && may_keep_set_id(caller) {
+            return Ok(());
         }
         self.change_owner(node, &SetAttr::default())
     }

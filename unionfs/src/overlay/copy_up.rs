@@ -107,6 +107,14 @@ impl Overlay {
 
     fn copy_up_one(&self, node: &Arc<Node>, need: Need) -> OpResult<()> {
         let siblings = if node.kind == Kind::Dir { Vec::new() } else { self.other_names(node)? };
+        if let Some((dir, name)) = siblings.first() {
+            // The name by which it was known was removed, but it has others: the copy takes one of those.
+            let mut place = node.place.write();
+            if place.parent.is_none() && place.upper.is_none() {
+                place.parent = Some(dir.clone());
+                place.name = name.clone();
+            }
+        }
         loop {
             let _changing = node.change.lock();
             if self.is_up(node, need) {
@@ -267,6 +275,7 @@ impl Overlay {
             self.update_entry(parent, name, |e| e.upper.object = true);
             let made = self.link_siblings(node, parent, name, siblings)?;
             let difference = i64::from(attr.nlink) - i64::from(made) - 1;
+            self.lost_links.remove(&node.ino);
             node.link_bias.fetch_add(i32::try_from(difference).unwrap_or(0), Ordering::Relaxed);
         }
         Ok(())

@@ -39,6 +39,15 @@ impl NewObject<'_> {
         }
     }
 
+    fn masked(self, umask: u32) -> Self {
+        match self {
+            Self::File(mode) => Self::File(mode & !umask),
+            Self::Dir(mode) => Self::Dir(mode & !umask),
+            Self::Node(mode, rdev) => Self::Node(mode & !umask, rdev),
+            link @ Self::Symlink(_) => link,
+        }
+    }
+
     fn mode(&self) -> u32 {
         match self {
             Self::File(mode) | Self::Dir(mode) | Self::Node(mode, _) => mode & 0o7777,
@@ -76,6 +85,8 @@ impl Overlay {
     ) -> OpResult<Reply> {
         let upper = self.upper()?;
         check_name(name)?;
+        // A default ACL of the backing would take the umask's place, but without ACLs there is none to be seen.
+        let new = if self.layers.config.acl { new } else { new.masked(umask) };
         self.copy_up(dir, Need::Attributes)?;
         let state = dir.dir().ok_or(Errno::NOTDIR)?;
         let _names = state.namespace.lock();

@@ -115,12 +115,25 @@ impl Overlay {
                 attr.blocks = self.layers.stat_raw(&data.dir, &data.name)?.blocks;
             }
         }
+        let place_again = place.clone();
         let (node, made) = self.table.intern(number, attr.kind(), || (place, None));
-        if made || node.place.read().upper.is_none() {
+        if made {
+            if let Some(lost) = self.lost_links.get(&number).filter(|_| attr.nlink > 1) {
+                node.link_bias.store(*lost, std::sync::atomic::Ordering::Relaxed);
+            }
             return Ok((node, Some(attr)));
         }
-        // Another name of an object that was copied up under the first.
-        Ok((node, None))
+        let mut known = node.place.write();
+        if known.upper.is_some() {
+            // Another name of an object that was copied up under the first.
+            return Ok((node.clone(), None));
+        }
+        if known.parent.is_none() {
+            // The name by which it was known was removed: this is one that is left.
+            *known = place_again;
+        }
+        drop(known);
+        Ok((node, Some(attr)))
     }
 
     fn resolve_upper(

@@ -110,6 +110,7 @@ impl Overlay {
             Some(_) => {}
             None => {
                 node.link_bias.fetch_sub(1, Ordering::Relaxed);
+                *self.lost_links.entry(node.ino).or_default() -= 1;
             }
         }
         if here {

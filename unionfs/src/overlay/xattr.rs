@@ -141,6 +141,7 @@ impl Overlay {
         }
         self.copy_up(node, Need::Attributes)?;
         let _changing = node.change.lock();
+        node.capability_removed.store(name == b"security.capability", std::sync::atomic::Ordering::Relaxed);
         self.on_upper(node, |place| match place {
             UpperPlace::Held(fd) => xattr::remove(Target::Fd(fd), &stored),
             UpperPlace::At { fd, name, .. } => with_name(fd, name, |t| xattr::remove(t, &stored)),

@@ -110,7 +110,7 @@ mod tests {
         for n in 0..3000 {
             fs::write(tree.join(format!("a/b/{n:0100}")), "").unwrap();
         }
-        fs::set_permissions(tree.join("a/b/c"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.join("a/b/c"), fs::Permissions::from_mode(0o000)).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());
         assert!(outside.join("kept").exists());
