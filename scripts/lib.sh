@@ -30,6 +30,22 @@ need_root() {
     [ "$(id -u)" -eq 0 ] || die "needs root: run it as root (it mounts filesystems)"
 }
 
+# Goes on in a mount namespace of the script's own: own_namespace "$@", after the options. What is mounted from here on is
+# seen by nobody else, who could hold it or unmount it, and is gone when the script is, however it ends. The unions that
+# other tests have mounted are let go here, or they would be busy for as long.
+own_namespace() {
+    local at type
+    if [ "${LAYERFS_OWN_NAMESPACE:-}" != "$0" ]; then
+        LAYERFS_OWN_NAMESPACE=$0 exec unshare --mount --propagation private "$0" "$@"
+    fi
+    unset LAYERFS_OWN_NAMESPACE
+    findmnt -rn -o TARGET,FSTYPE | while read -r at type; do
+        case $type:$at in
+        fuse.*:/tmp/* | overlay:/tmp/* | fuse.*:"$target"/* | overlay:"$target"/*) umount -l "$at" || true ;;
+        esac
+    done
+}
+
 need_programs() {
     local program
     for program; do
@@ -77,10 +93,15 @@ undo() {
 run_undo() {
     local status=$1 step
     trap - EXIT
+    # A second signal must not stop what the first one began.
+    trap '' HUP INT TERM
     set +e
-    # Children of an interrupted run would keep its mounts busy.
-    # shellcheck disable=SC2046 # a list of process ids
-    [ -z "$(jobs -pr)" ] || kill $(jobs -pr)
+    # Children of an interrupted run, and theirs, would keep its mounts busy.
+    local job
+    for job in $(jobs -pr); do
+        pkill -TERM -P "$job"
+        kill -TERM "$job"
+    done
     wait
     while [ ${#undo_steps[@]} -gt 0 ]; do
         step=${undo_steps[-1]}

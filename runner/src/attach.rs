@@ -111,7 +111,7 @@ impl Streams {
 pub struct Outcome {
     /// The program's end.
     pub status: ExitStatus,
-    /// It was killed after it was asked to stop [`PATIENCE`] times.
+    /// It was killed after it was asked to stop three times.
     pub forced: bool,
     /// It was killed because this one of the watched descriptors became readable.
     pub watched: Option<usize>,

@@ -215,11 +215,10 @@ impl EngineFs {
                 let at = if *append { size } else { *offset };
                 if *len > 0 {
                     let bytes = vec![*fill; *len as usize];
-                    let kill = !rustix::process::geteuid().is_root();
-                    let count = self
-                        .overlay
-                        .write(&node, at, &bytes, Some(&Self::caller()), kill)
-                        .map_err(|e| e.errno())?;
+                    let caller = Self::caller();
+                    // Root's writes leave set-id bits.
+                    let kills = (caller.uid != 0).then_some(&caller);
+                    let count = self.overlay.write(&node, at, &bytes, kills, false).map_err(|e| e.errno())?;
                     assert_eq!(count, bytes.len(), "a short write without an error");
                 }
                 Ok(Answer::Count(u64::from(*len)))
@@ -387,7 +386,10 @@ impl EngineFs {
         let mut reading = self.overlay.read_dir(dir, 0).map_err(|e| e.errno())?;
         while let Some(entry) = reading.next_entry().map_err(|e| e.errno())? {
             if &*entry.name != b"." && &*entry.name != b".." {
-                entries.push((OsString::from_vec(entry.name.to_vec()), self.know(entry.object)));
+                entries.push((
+                    OsString::from_vec(entry.name.to_vec()),
+                    self.know(entry.object.map_err(|e| e.errno())?),
+                ));
             }
         }
         Ok(entries)
@@ -557,6 +559,10 @@ impl EngineFs {
             let text = String::from_utf8_lossy(&name).into_owned();
             // Only the privileged see these; so it is the kernel's, not the engine's, to leave them out.
             if text.starts_with("trusted.") && !rustix::process::geteuid().is_root() {
+                continue;
+            }
+            let own = text.starts_with("trusted.overlay.") || text.starts_with("user.overlay.");
+            if own && !look.marks {
                 continue;
             }
             let value = match self.overlay.getxattr(node, &name) {

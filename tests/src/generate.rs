@@ -207,7 +207,6 @@ fn make_sense(raw: Vec<Raw>) -> LayerSpec {
                 Node::Whiteout(WhiteoutForm::Device)
             }
             RawKind::Whiteout(form) => Node::Whiteout(form),
-            RawKind::Link(_) if std::env::var_os("TEMP_NO_LINKS").is_some() => continue,
             RawKind::Link(index) => {
                 let leaves: Vec<_> = entries
                     .iter()

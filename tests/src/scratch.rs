@@ -35,7 +35,25 @@ impl Scratch {
     /// A directory in TMPDIR; no privilege needed.
     #[must_use]
     pub fn plain() -> Self {
-        let holder = TempDir::with_prefix("layerfs-test-").expect("make a directory in TMPDIR");
+        Self::plain_in(&std::env::temp_dir())
+    }
+
+    /// A directory in memory where that takes user xattrs, else in TMPDIR; for tests that make many small
+    /// trees, and care for what is visible, not for the disk.
+    #[must_use]
+    pub fn memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        let probe = TempDir::with_prefix_in("layerfs-test-", memory);
+        let takes_xattrs = probe.is_ok_and(|dir| {
+            rustix::fs::setxattr(dir.path(), "user.overlay.probe", b"1", rustix::fs::XattrFlags::empty())
+                .is_ok()
+        });
+        if takes_xattrs { Self::plain_in(memory) } else { Self::plain() }
+    }
+
+    fn plain_in(parent: &Path) -> Self {
+        let holder = TempDir::with_prefix_in("layerfs-test-", parent)
+            .unwrap_or_else(|e| panic!("make a directory in {}: {e}", parent.display()));
         // Ordinary users, played by some operations, must get through.
         fs::set_permissions(holder.path(), Permissions::from_mode(0o755))
             .expect("chmod the scratch directory");

@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use layerfs_tests::generate::{Case, Marks, cases};
-use layerfs_tests::harness::left_in_work;
+use layerfs_tests::harness::{left_in_work, readable};
 use layerfs_tests::layers::LayerSpec;
 use layerfs_tests::model::Model;
 use layerfs_tests::mount::{FsKind, Mount, Stack};
@@ -148,7 +148,7 @@ fn crash_once(home: &Path, case: &Case, after: Duration) -> bool {
     let context = || {
         let layers: Vec<_> =
             case.layers.iter().enumerate().map(|(n, layer)| format!("layer {n}:\n{layer}")).collect();
-        format!("{}{}", layers.concat(), trace.join("\n"))
+        readable(&format!("{}{}", layers.concat(), trace.join("\n")))
     };
     for (path, before) in stack.lowers.iter().zip(&lowers_before) {
         before.assert_same(&Snapshot::take(path, LAYER_LOOK), "a lower layer before and after the crash");

@@ -4,6 +4,8 @@
 //! as a named `regression_*` test. What may differ is listed in [`DEPARTURES`], with its reason.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
+use std::path::PathBuf;
+
 use layerfs_tests::generate::{Case, Marks, cases, op_on_zero_devices, step};
 use layerfs_tests::harness::{Departure, Harness, TreeDeparture};
 use layerfs_tests::layers::LayerSpec;
@@ -21,15 +23,6 @@ fn kernel(kind: &FsKind) -> bool {
 
 /// Accepted differences from a plain ext4 directory.
 const DEPARTURES: &[Departure] = &[
-    Departure {
-        of: |_| true,
-        when: |seen| {
-            std::env::var_os("TEMP_ACL").is_some()
-                && matches!(&seen.step.op, Op::RemoveXattr { name, .. } if name.starts_with("system."))
-        },
-        diverges: false,
-        reason: "TEMP",
-    },
     Departure {
         of: kernel,
         when: |seen| {
@@ -194,6 +187,66 @@ fn layerfs_without_redirects_refuses_only_renames_of_lower_directories() {
     }
     let kind = Just(FsKind::Layerfs("redirect_dir=off,metacopy=off".into()));
     run_random(25, (kind, cases(Marks::Kernel, 25)), false, true);
+}
+
+/// Steps by root with the usual mask on layers in the form of [`LayerSpec::parse`].
+fn replay(options: &str, layers: &[&str], ops: Vec<Op<PathBuf>>) {
+    if !require_root_and_fuse() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let layers: Vec<_> = layers.iter().map(|text| LayerSpec::parse(text)).collect();
+    let steps: Vec<_> = ops.into_iter().map(|op| Step { who: Who::Root, umask: 0o022, op }).collect();
+    let kinds = vec![FsKind::Layerfs(options.into())];
+    let result = harness(&scratch, kinds, false).run_paths(&layers, &steps);
+    result.unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+#[test]
+fn regression_an_acl_that_is_not_there_can_be_removed() {
+    let remove = |at: &str, name: &str| Op::RemoveXattr { at: at.into(), name: name.into() };
+    let ops = vec![remove("f", "system.posix_acl_access"), remove("d", "system.posix_acl_default")];
+    replay("", &["f f\nd d"], ops);
+}
+
+#[test]
+fn regression_a_zero_device_gets_the_group_of_its_directory() {
+    let at = PathBuf::from("d/zero");
+    replay("", &["d d 2775 0:1000"], vec![Op::Mknod { at, kind: Special::CharZero, mode: 0o640 }]);
+}
+
+#[test]
+fn regression_a_mount_with_writeback_keeps_modification_times_over_remount() {
+    let write = |at: &str| Op::Write {
+        at: at.into(),
+        offset: 0,
+        len: 1,
+        fill: b'x',
+        append: false,
+        truncate: true,
+        create: true,
+    };
+    for _ in 0..3 {
+        let truncate = Op::Truncate { at: "c".into(), size: 0 };
+        replay("io=writeback", &["f b =lower\nf c =lower"], vec![write("a"), write("b"), truncate]);
+    }
+}
+
+#[test]
+fn regression_links_are_counted_after_one_was_unlinked_and_a_remount() {
+    let layers = ["f b\nh a b\nh c b"];
+    let unlink = Op::Unlink { at: "a".into() };
+    let stat = || Op::Stat { at: "b".into(), follow: false };
+    let chmod = Op::Chmod { at: "c".into(), mode: 0o600 };
+    replay("", &layers, vec![unlink, stat(), Op::Remount, stat(), chmod, stat(), Op::Remount, stat()]);
+}
+
+#[test]
+fn regression_other_names_outlive_an_unlinked_one() {
+    let link = |to: &str| Op::Link { from: "f".into(), to: to.into(), follow: false };
+    let rename = Op::Rename { from: "g".into(), to: "two".into(), how: Renaming::Plain };
+    let ops = vec![link("one"), link("two"), Op::Remount, Op::Unlink { at: "f".into() }, rename];
+    replay("", &["f f =x\nf g =y"], ops);
 }
 
 #[test]

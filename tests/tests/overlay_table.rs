@@ -106,7 +106,7 @@ const PLACES: &[&str] = &[
 
 /// Runs every list of operations in a world of its own and tells about all that fail.
 fn run_table(rows: &[Vec<Op<PathBuf>>]) {
-    let scratch = Scratch::plain();
+    let scratch = Scratch::memory();
     let upper = LayerSpec::parse(UPPER);
     let lowers = [LayerSpec::parse(LOWER), LayerSpec::parse(BOTTOM)];
     let mut faults = Vec::new();

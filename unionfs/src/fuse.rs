@@ -26,7 +26,7 @@ use crate::config::IoMode;
 use crate::error::{Errno, OpError, OpResult};
 use crate::mount::{MountReport, REPORT_XATTR};
 use crate::node::Node;
-use crate::overlay::{Caller, FileHandle, NewObject, OpenOptions, Overlay, RenameMode, SetAttr};
+use crate::overlay::{Caller, FileHandle, NewObject, OpenOptions, Overlay, RenameMode, SetAttr, SetTime};
 use convert::{errno, file_attr, negative, rdev_from_kernel, set_time};
 use passthrough::Passthrough;
 
@@ -79,6 +79,7 @@ pub(crate) struct Adapter {
     pub(crate) may_reopen: bool,
     pub(crate) counters: Counters,
     pub(crate) report: std::sync::OnceLock<MountReport>,
+    pub(crate) notifier: std::sync::OnceLock<fuser::Notifier>,
     handles: DashMap<u64, Handle>,
     next_handle: AtomicU64,
     passthrough: Passthrough,
@@ -94,6 +95,7 @@ impl Adapter {
             may_reopen,
             counters: Counters::default(),
             report: std::sync::OnceLock::new(),
+            notifier: std::sync::OnceLock::new(),
             handles: DashMap::new(),
             next_handle: AtomicU64::new(1),
             passthrough: Passthrough::default(),
@@ -102,6 +104,29 @@ impl Adapter {
 
     fn ttl(&self) -> Duration {
         self.protocol.get().map_or(Duration::ZERO, |p| p.ttl)
+    }
+
+    fn io(&self) -> IoMode {
+        self.protocol.get().map_or(IoMode::Auto, |p| p.io)
+    }
+
+    /// How long the kernel may keep attributes: not at all while it writes a file itself, since what goes through a
+    /// mapping changes the backing file's times and not the ones it keeps for the mount's.
+    fn attr_ttl(&self, ino: INodeNo) -> Duration {
+        if self.io() == IoMode::Passthrough && self.passthrough.is_written(ino.into()) {
+            return Duration::ZERO;
+        }
+        self.ttl()
+    }
+
+    /// Makes the kernel ask for a file's attributes again.
+    fn expire_attributes(&self, ino: u64) {
+        if let Some(notifier) = self.notifier.get() {
+            // A negative offset leaves the pages alone. The kernel may have forgotten the inode already.
+            if let Err(e) = notifier.inval_inode(INodeNo(ino), -1, 0) {
+                tracing::debug!("attributes of {ino} not expired: {e}");
+            }
+        }
     }
 
     fn zero_message_open(&self) -> bool {
@@ -117,7 +142,8 @@ impl Adapter {
         match result {
             Ok(object) => {
                 self.overlay.table().add_lookup(&object.node);
-                reply.entry(&self.ttl(), &file_attr(&object.attr), Generation(0));
+                let attr = file_attr(&object.attr);
+                reply.entry_with_ttls(&self.attr_ttl(attr.ino), &self.ttl(), &attr, Generation(0));
             }
             Err(e) => reply.error(note(op, &e)),
         }
@@ -140,6 +166,9 @@ impl Adapter {
             let (mode, backing) = self.passthrough.open(&file, options.write, |fd| reply.open_backing(fd));
             let flags = mode.flags();
             let fh = self.open_handle(file, mode);
+            if mode == (passthrough::OpenMode::Passthrough { write: true }) {
+                self.expire_attributes(ino.into());
+            }
             match backing {
                 Some(id) => reply.opened_passthrough(fh, flags, &id),
                 None => reply.opened(fh, flags),
@@ -171,7 +200,7 @@ impl Adapter {
             let flags = mode.flags();
             let fh = self.open_handle(file, mode);
             match backing {
-                Some(id) => reply.created_passthrough(&self.ttl(), &attr, Generation(0), fh, flags, &id),
+                Some(id) => reply.created_passthrough(&self.attr_ttl(attr.ino), &attr, Generation(0), fh, flags, &id),
                 None => reply.created(&self.ttl(), &attr, Generation(0), fh, flags),
             }
             return;
@@ -213,6 +242,21 @@ fn note(op: &'static str, error: &OpError) -> fuser::Errno {
         tracing::error!(op, "{error}");
     }
     errno(error.errno())
+}
+
+/// Attributes of a directory entry; only the type, and no node, for one that cannot be read.
+fn shown_or_unknown(entry: &crate::overlay::DirEntry) -> fuser::FileAttr {
+    match &entry.object {
+        Ok(object) => file_attr(&object.attr),
+        Err(e) => {
+            note("readdir", e);
+            let mut attr = negative();
+            if entry.is_dir {
+                attr.kind = fuser::FileType::Directory;
+            }
+            attr
+        }
+    }
 }
 
 fn open_options(flags: i32) -> OpenOptions {
@@ -312,7 +356,7 @@ impl Filesystem for Fuse {
         let a = &self.0;
         a.counters.count("getattr");
         match a.node(ino).and_then(|node| a.overlay.getattr(&node)) {
-            Ok(attr) => reply.attr(&a.ttl(), &file_attr(&attr)),
+            Ok(attr) => reply.attr(&a.attr_ttl(ino), &file_attr(&attr)),
             Err(e) => reply.error(note("getattr", &e)),
         }
     }
@@ -339,8 +383,15 @@ impl Filesystem for Fuse {
         let caller = caller(req);
         let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         self.run(ino, size.is_some_and(|s| s > 0), move |a| {
-            match a.node(ino).and_then(|node| a.overlay.with_room(|| a.overlay.setattr(&node, &set, &caller))) {
-                Ok(attr) => reply.attr(&a.ttl(), &file_attr(&attr)),
+            let done = a.node(ino).and_then(|node| {
+                let attr = a.overlay.with_room(|| a.overlay.setattr(&node, &set, &caller))?;
+                if let (true, Some(SetTime::At(time))) = (a.io() == IoMode::Writeback, set.mtime) {
+                    a.overlay.note_kernel_mtime(&node, time);
+                }
+                Ok(attr)
+            });
+            match done {
+                Ok(attr) => reply.attr(&a.attr_ttl(ino), &file_attr(&attr)),
                 Err(e) => reply.error(note("setattr", &e)),
             }
         });
@@ -519,8 +570,7 @@ impl Filesystem for Fuse {
     ) {
         self.0.counters.count("write");
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req));
-        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
-            && self.0.protocol.get().is_none_or(|p| p.io != IoMode::Writeback);
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let node = match self.0.node(ino) {
             Ok(node) => node,
             Err(e) => return reply.error(note("write", &e)),
@@ -560,6 +610,9 @@ impl Filesystem for Fuse {
         a.counters.count("release");
         if let Some((_, handle)) = a.handles.remove(&fh.0) {
             a.passthrough.release(ino.into(), handle.mode);
+            if handle.mode == (passthrough::OpenMode::Passthrough { write: true }) {
+                a.expire_attributes(ino.into());
+            }
         }
         reply.ok();
     }
@@ -585,8 +638,9 @@ impl Filesystem for Fuse {
         let filled = a.node(ino).and_then(|dir| {
             let mut entries = a.overlay.read_dir(&dir, offset)?;
             while let Some(entry) = entries.next_entry()? {
-                let attr = file_attr(&entry.object.attr);
-                if reply.add(attr.ino, entry.offset, attr.kind, OsStr::from_bytes(&entry.name)) {
+                let attr = shown_or_unknown(&entry);
+                let ino = if attr.ino.0 == 0 { INodeNo(entry.offset) } else { attr.ino };
+                if reply.add(ino, entry.offset, attr.kind, OsStr::from_bytes(&entry.name)) {
                     break;
                 }
             }
@@ -601,18 +655,22 @@ impl Filesystem for Fuse {
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: Fh, offset: u64, mut reply: ReplyDirectoryPlus) {
         let a = &self.0;
         a.counters.count("readdirplus");
-        let ttl = a.ttl();
+        let mut any = false;
         let filled = a.node(ino).and_then(|dir| {
             let mut entries = a.overlay.read_dir(&dir, offset)?;
             while let Some(entry) = entries.next_entry()? {
-                let attr = file_attr(&entry.object.attr);
-                // The kernel takes a reference to every name but these two.
-                let counts = &*entry.name != b"." && &*entry.name != b"..";
-                if counts {
-                    a.overlay.table().add_lookup(&entry.object.node);
+                let attr = shown_or_unknown(&entry);
+                // The kernel takes a reference to every name but these two, and to none without a node.
+                let node = entry.object.as_ref().ok().filter(|_| &*entry.name != b"." && &*entry.name != b"..");
+                let counts = node.is_some();
+                if let Some(object) = node {
+                    a.overlay.table().add_lookup(&object.node);
                 }
                 let name = OsStr::from_bytes(&entry.name);
-                if reply.add(attr.ino, entry.offset, name, &ttl, &attr, Generation(0)) {
+                let ino = if attr.ino.0 == 0 { INodeNo(entry.offset) } else { attr.ino };
+                any = true;
+                let ttl = a.attr_ttl(attr.ino);
+                if reply.add(ino, entry.offset, name, &ttl, &attr, Generation(0)) {
                     if counts {
                         a.overlay.table().forget(attr.ino.into(), 1);
                     }
@@ -623,6 +681,8 @@ impl Filesystem for Fuse {
         });
         match filled {
             Ok(()) => reply.ok(),
+            // References go with the entries that are in the reply: it must be sent. The next one meets the error.
+            Err(_) if any => reply.ok(),
             Err(e) => reply.error(note("readdirplus", &e)),
         }
     }

@@ -24,6 +24,8 @@ pub struct InoMap {
     compose: bool,
     devices: RwLock<Vec<u64>>,
     counted: DashMap<(u64, u64), u64>,
+    /// Objects whose own number is claimed by a mark on another one.
+    displaced: DashMap<(u64, u64), u64>,
     next: AtomicU64,
 }
 
@@ -41,6 +43,7 @@ impl InoMap {
             compose: xino != Xino::Off,
             devices: RwLock::new(known),
             counted: DashMap::new(),
+            displaced: DashMap::new(),
             next: AtomicU64::new(1),
         }
     }
@@ -59,6 +62,11 @@ impl InoMap {
 
     /// The number of the object `ino` on the filesystem `dev`.
     pub fn number(&self, dev: u64, ino: u64) -> u64 {
+        if !self.displaced.is_empty() {
+            if let Some(number) = self.displaced.get(&(dev, ino)) {
+                return *number;
+            }
+        }
         let index = self.index(dev);
         let fits = ino >> REAL_BITS == 0 && (index == 0 || self.compose && index < COUNTED);
         let composed = index << REAL_BITS | ino;
@@ -66,6 +74,11 @@ impl InoMap {
             return composed;
         }
         *self.counted.entry((dev, ino)).or_insert_with(|| self.fresh())
+    }
+
+    /// Another number for an object whose own is claimed by a mark; the same for the life of the mount.
+    pub fn displace(&self, dev: u64, ino: u64) -> u64 {
+        *self.displaced.entry((dev, ino)).or_insert_with(|| self.fresh())
     }
 
     /// A number that no object on disk composes to.

@@ -90,7 +90,7 @@ impl Layers {
     /// True where the layer keeps owner, mode and type in `override_stat` xattrs.
     pub fn overrides(&self, layer: LayerNo) -> bool {
         match self.lower(layer) {
-            Some(lower) => lower.override_stat,
+            Some(lower) => lower.override_stat || self.config.xattr_permissions,
             None => self.config.xattr_permissions,
         }
     }

@@ -166,6 +166,9 @@ pub fn mount(config: &Config, target: &Path) -> Result<Mounted, MountError> {
                 return Err(MountError::Handshake(e));
             }
         };
+    if adapter.notifier.set(session.notifier()).is_err() {
+        tracing::debug!("notifier set twice");
+    }
     attached.tune();
     let report = describe(&adapter, target, threads);
     // Set once, here.

@@ -88,8 +88,10 @@ impl Place {
 pub struct OpenFile {
     /// The descriptor.
     pub fd: Arc<CachedFd>,
-    /// Open for writing (then it is the upper's).
+    /// Open for writing.
     pub writable: bool,
+    /// It is the upper file, with its data.
+    pub upper: bool,
 }
 
 #[derive(Debug, Default)]
@@ -102,10 +104,49 @@ pub(crate) struct FileSlot {
     pub(crate) epoch: u32,
 }
 
+/// A listing, counted against the budget of names in memory for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    listing: Listing,
+    total: Arc<AtomicUsize>,
+    counted: usize,
+}
+
+impl Listed {
+    pub(crate) fn new(listing: Listing, total: &Arc<AtomicUsize>) -> Self {
+        let counted = listing.len();
+        total.fetch_add(counted, Ordering::Relaxed);
+        Self { listing, total: total.clone(), counted }
+    }
+
+    pub(crate) fn get(&self) -> &Listing {
+        &self.listing
+    }
+
+    /// Changes the listing and counts it again.
+    pub(crate) fn change<T>(&mut self, change: impl FnOnce(&mut Listing) -> T) -> T {
+        let result = change(&mut self.listing);
+        let now = self.listing.len();
+        if now >= self.counted {
+            self.total.fetch_add(now - self.counted, Ordering::Relaxed);
+        } else {
+            self.total.fetch_sub(self.counted - now, Ordering::Relaxed);
+        }
+        self.counted = now;
+        result
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}
+
 /// The names of a directory, when they are known.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    pub(crate) listing: Option<Listing>,
+    pub(crate) listing: Option<Listed>,
     /// Grows with each change, so that a listing read from disk meanwhile is not believed.
     pub(crate) generation: u64,
     /// When the listing was read; only asked where layers may change behind the mount.
@@ -118,6 +159,9 @@ pub struct Directory {
     /// Serialises changes of the names in it. Order: after the rename lock, parents of one rename by rising number,
     /// before [`Node::change`] of any node.
     pub(crate) namespace: Mutex<()>,
+    /// Held around a change of the directory on disk, so that copy-up can put its times back without taking another
+    /// change's times away. After all other locks of nodes, and never two but by rising number.
+    pub(crate) disk: Mutex<()>,
     /// Replaced whole; never changed in place.
     pub(crate) parts: RwLock<Arc<Parts>>,
     /// Short lock, never held across I/O.
@@ -127,6 +171,8 @@ pub struct Directory {
     pub(crate) ctime: Mutex<Option<(Time, Time)>>,
     /// The listing was used since the last sweep.
     pub(crate) used: AtomicBool,
+    /// The directory is in the queue of those that can be asked to drop their listing.
+    pub(crate) queued: AtomicBool,
 }
 
 /// One object of the merged view.
@@ -141,11 +187,16 @@ pub struct Node {
     /// Held while the object is copied up, changes its attributes, or changes its place; not for reading it.
     /// Order: after [`Directory::namespace`]; two nodes by rising number.
     pub change: Mutex<()>,
+    /// The number was read from a mark on disk: nobody has seen the lower object that once had it.
+    pub claimed: bool,
     /// What the number of links shown differs by from the one on disk: names of a lower object that were removed,
     /// or names that count in a lower layer without being visible and were not made when it was copied up.
     pub link_bias: AtomicI32,
     /// Mode as last seen, to know of set-id bits without asking.
     pub mode: AtomicU32,
+    /// The time of change that the kernel keeps for a file whose pages it writes back, as last told: pages that come
+    /// after it must not make the file look newer.
+    pub(crate) kernel_mtime: Mutex<Option<Time>>,
     /// The kernel has removed file capabilities, and nothing was asked since.
     pub(crate) capability_removed: AtomicBool,
     pub(crate) file: Mutex<FileSlot>,
@@ -222,6 +273,7 @@ impl Table {
         self: &Arc<Self>,
         ino: u64,
         kind: Kind,
+        claimed: bool,
         make: impl FnOnce() -> (Place, Option<Parts>),
     ) -> (Arc<Node>, bool) {
         let build = || {
@@ -229,19 +281,23 @@ impl Table {
             let dir = parts.map(|parts| {
                 Box::new(Directory {
                     namespace: Mutex::new(()),
+                    disk: Mutex::new(()),
                     parts: RwLock::new(Arc::new(parts)),
                     names: RwLock::default(),
                     ctime: Mutex::new(None),
                     used: AtomicBool::new(false),
+                    queued: AtomicBool::new(false),
                 })
             });
             Arc::new(Node {
                 ino,
                 kind,
+                claimed,
                 place: RwLock::new(place),
                 change: Mutex::new(()),
                 link_bias: AtomicI32::new(0),
                 mode: AtomicU32::new(u32::MAX),
+                kernel_mtime: Mutex::new(None),
                 capability_removed: AtomicBool::new(false),
                 file: Mutex::default(),
                 dir,
@@ -332,9 +388,9 @@ mod tests {
     #[test]
     fn nodes_live_while_referred_to() {
         let table = Arc::new(Table::default());
-        let (root, made) = table.intern(1, Kind::Dir, || (place(None), Some(Parts::default())));
+        let (root, made) = table.intern(1, Kind::Dir, false, || (place(None), Some(Parts::default())));
         assert!(made);
-        let (child, _) = table.intern(2, Kind::File, || (place(Some(root.clone())), None));
+        let (child, _) = table.intern(2, Kind::File, false, || (place(Some(root.clone())), None));
         table.add_lookup(&child);
         table.add_lookup(&child);
         drop((child, root));
@@ -348,8 +404,8 @@ mod tests {
     #[test]
     fn one_number_is_one_node() {
         let table = Arc::new(Table::default());
-        let (a, _) = table.intern(5, Kind::File, || (place(None), None));
-        let (b, made) = table.intern(5, Kind::File, || (place(None), None));
+        let (a, _) = table.intern(5, Kind::File, false, || (place(None), None));
+        let (b, made) = table.intern(5, Kind::File, false, || (place(None), None));
         assert!(!made && Arc::ptr_eq(&a, &b));
         drop(a);
         drop(b);

@@ -37,10 +37,10 @@ use crate::error::{Errno, OpError, OpResult};
 use crate::fdcache::CachedFd;
 use crate::ino::{InoMap, ROOT_INO};
 use crate::layer::Layers;
-use crate::layer::dir::LayerDir;
+use crate::layer::dir::{LayerDir, LayerNo};
 use crate::layer::upper::Upper;
 use crate::listing::{Entry, Listing};
-use crate::node::{Node, Parts, Place, Table};
+use crate::node::{Directory, Listed, Node, Parts, Place, Table};
 use crate::sys::creds;
 
 /// Who asks.
@@ -74,13 +74,19 @@ pub struct Overlay {
     rename: Mutex<()>,
     /// Upper objects whose number could not be written on them: real number to the mount's.
     unmarked_origins: DashMap<u64, u64>,
+    /// Directories that a redirect has brought to another place, by layer and path in it: so that other names of a
+    /// hard link in them are found.
+    redirected: DashMap<(LayerNo, Vec<u8>), Arc<Node>>,
+    /// Copies that are being published: real number of the copy to the number of its node. Only these may take the
+    /// place of a lower object; a number on disk alone proves nothing (layers change, files are copied with marks).
+    publishing: DashMap<u64, u64>,
     /// Names of lower objects that were removed, by number, while no node remembers it.
     lost_links: DashMap<u64, i32>,
     /// Directories whose number is taken by the same directory at another place: place to number.
     aliases: DashMap<(u64, Arc<[u8]>), u64>,
     /// Directories with a listing in memory, for the budget.
     listed: Mutex<VecDeque<Weak<Node>>>,
-    listed_names: AtomicUsize,
+    listed_names: Arc<AtomicUsize>,
     /// Removed upper files that are still held open, and their space with them.
     held: Arc<AtomicUsize>,
     /// This process' own filesystem ids.
@@ -112,7 +118,7 @@ impl Overlay {
         }
         let parts = Parts { upper, lowers };
         let place = Place { parent: None, name: Arc::from(&b""[..]), upper: None, lower: None };
-        let (root, _) = table.intern(ROOT_INO, Kind::Dir, || (place, Some(parts)));
+        let (root, _) = table.intern(ROOT_INO, Kind::Dir, false, || (place, Some(parts)));
         let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         Ok(Self {
             layers,
@@ -121,10 +127,12 @@ impl Overlay {
             root,
             rename: Mutex::new(()),
             unmarked_origins: DashMap::new(),
+            redirected: DashMap::new(),
+            publishing: DashMap::new(),
             lost_links: DashMap::new(),
             aliases: DashMap::new(),
             listed: Mutex::default(),
-            listed_names: AtomicUsize::new(0),
+            listed_names: Arc::default(),
             held: Arc::default(),
             own,
             can_act: creds::has_capability(CAP_SETUID) && creds::has_capability(CAP_SETGID),
@@ -164,18 +172,21 @@ impl Overlay {
     /// # Errors
     /// What the operation fails with.
     pub fn with_room<T>(&self, run: impl Fn() -> OpResult<T>) -> OpResult<T> {
-        for _ in 0..ROOM_TRIES {
+        let mut deadline = None;
+        loop {
             let held = self.held.load(Ordering::Relaxed);
-            match run() {
-                Err(e) if matches!(e.errno(), Errno::NOSPC | Errno::DQUOT) && held > 0 => {
-                    if self.held.load(Ordering::Relaxed) >= held {
-                        std::thread::sleep(ROOM_PAUSE);
-                    }
-                }
+            let error = match run() {
+                Err(e) if matches!(e.errno(), Errno::NOSPC | Errno::DQUOT) && held > 0 => e,
                 other => return other,
+            };
+            let until = *deadline.get_or_insert_with(|| std::time::Instant::now() + ROOM_WAIT);
+            while self.held.load(Ordering::Relaxed) >= held {
+                if std::time::Instant::now() >= until {
+                    return Err(error);
+                }
+                std::thread::sleep(ROOM_PAUSE);
             }
         }
-        run()
     }
 
     fn upper(&self) -> OpResult<&Upper> {
@@ -195,13 +206,21 @@ impl Overlay {
     /// The thread acts as the caller until the guard is dropped; with ids as they are on disk.
     fn act_as(&self, caller: &Caller, umask: u32) -> OpResult<creds::ActingAs> {
         let (uid, gid) = self.disk_ids(caller.uid, caller.gid)?;
+        if !creds::set_umask(umask) {
+            tracing::debug!("this thread has no umask of its own: modes are masked before");
+        }
         if !self.can_act || !creds::prepare_thread() {
-            // Objects are the mounter's, as far as the disk goes. The umask cannot be a thread's own either.
-            creds::set_umask(umask);
+            // Objects are the mounter's, as far as the disk goes.
             return Ok(creds::ActingAs::new(self.own.0, self.own.1, self.own).map_err(errno_of)?);
         }
-        creds::set_umask(umask);
         Ok(creds::ActingAs::new(uid, gid, self.own).map_err(errno_of)?)
+    }
+
+    /// What is made next gets the mode it is given.
+    fn no_umask(&self) {
+        if !creds::set_umask(0) {
+            tracing::debug!("this thread has no umask of its own");
+        }
     }
 
     /// Owner on disk for an owner as seen through the mount.
@@ -216,18 +235,14 @@ impl Overlay {
     /// Runs `read` on the names of a directory, which are read from the layers first where they are not known.
     fn with_names<T>(&self, dir: &Arc<Node>, read: impl Fn(&Listing) -> T) -> OpResult<T> {
         let state = dir.dir().ok_or(Errno::NOTDIR)?;
-        loop {
-            {
-                let names = state.names.read();
-                if let Some(listing) = &names.listing {
-                    if !self.is_outdated(&names) {
-                        state.used.store(true, Ordering::Relaxed);
-                        return Ok(read(listing));
-                    }
-                }
+        {
+            let names = state.names.read();
+            if let Some(listing) = names.listing.as_ref().filter(|_| !self.is_outdated(&names)) {
+                state.used.store(true, Ordering::Relaxed);
+                return Ok(read(listing.get()));
             }
-            self.load_names(dir)?;
         }
+        self.load_names(dir, read)
     }
 
     fn is_outdated(&self, names: &crate::node::Names) -> bool {
@@ -235,7 +250,8 @@ impl Overlay {
             && names.read_at.is_some_and(|at| at.elapsed() > std::time::Duration::from_secs(1))
     }
 
-    fn load_names(&self, dir: &Arc<Node>) -> OpResult<()> {
+    /// Reads the names from the layers, keeps them, and runs `read` on them.
+    fn load_names<T>(&self, dir: &Arc<Node>, read: impl Fn(&Listing) -> T) -> OpResult<T> {
         let state = dir.dir().ok_or(Errno::NOTDIR)?;
         loop {
             let generation = state.names.read().generation;
@@ -255,27 +271,37 @@ impl Overlay {
                 // `.wh..wh..opq` shows only in the listing: what it hides is no part of the directory.
                 let mut fewer = Parts::clone(&parts);
                 fewer.lowers.truncate(lowers.len());
-                *state.parts.write() = Arc::new(fewer);
+                let mut now = state.parts.write();
+                if !Arc::ptr_eq(&now, &parts) {
+                    continue;
+                }
+                *now = Arc::new(fewer);
             }
             let listing = Listing::merge(upper, lowers);
-            let count = listing.len();
             let mut names = state.names.write();
             if names.generation != generation {
                 continue;
             }
-            let before = names.listing.replace(listing).map_or(0, |l| l.len());
+            let result = read(&listing);
+            names.listing = Some(Listed::new(listing, &self.listed_names));
             names.read_at = Some(std::time::Instant::now());
             drop(names);
             state.used.store(true, Ordering::Relaxed);
-            self.count_names(dir, before, count);
-            return Ok(());
+            self.keep_within_budget(dir, state);
+            return Ok(result);
         }
     }
 
-    fn count_names(&self, dir: &Arc<Node>, before: usize, now: usize) {
-        self.listed_names.fetch_sub(before.min(self.listed_names.load(Ordering::Relaxed)), Ordering::Relaxed);
-        self.listed_names.fetch_add(now, Ordering::Relaxed);
-        self.listed.lock().push_back(Arc::downgrade(dir));
+    /// Drops the listings used least when there are too many names in memory.
+    fn keep_within_budget(&self, dir: &Arc<Node>, state: &Directory) {
+        if !state.queued.swap(true, Ordering::Relaxed) {
+            let mut listed = self.listed.lock();
+            listed.push_back(Arc::downgrade(dir));
+            // Directories that were forgotten leave the queue before it is mostly made of them.
+            if listed.len().is_power_of_two() && listed.len() >= 1024 {
+                listed.retain(|node| node.strong_count() > 0);
+            }
+        }
         if self.listed_names.load(Ordering::Relaxed) <= NAMES_BUDGET {
             return;
         }
@@ -286,17 +312,14 @@ impl Overlay {
             }
             let Some(weak) = self.listed.lock().pop_front() else { break };
             let Some(node) = weak.upgrade() else { continue };
-            if Arc::ptr_eq(&node, dir) {
-                self.listed.lock().push_back(weak);
-                continue;
-            }
             let Some(state) = node.dir() else { continue };
-            if state.used.swap(false, Ordering::Relaxed) {
+            if Arc::ptr_eq(&node, dir) || state.used.swap(false, Ordering::Relaxed) {
                 self.listed.lock().push_back(weak);
                 continue;
             }
-            let dropped = state.names.write().listing.take().map_or(0, |l| l.len());
-            self.listed_names.fetch_sub(dropped.min(self.listed_names.load(Ordering::Relaxed)), Ordering::Relaxed);
+            state.queued.store(false, Ordering::Relaxed);
+            let dropped = state.names.write().listing.take();
+            drop(dropped);
         }
     }
 
@@ -314,15 +337,19 @@ impl Overlay {
         let mut names = state.names.write();
         names.generation += 1;
         if let Some(listing) = &mut names.listing {
-            listing.update(name, change);
+            listing.change(|l| l.update(name, change));
         }
     }
 
     /// Remembers the number of what a name leads to, so that the next lookup finds the node at once.
     fn hint(&self, dir: &Node, name: &[u8], ino: u64) {
         let Some(state) = dir.dir() else { return };
-        if let Some(entry) = state.names.write().listing.as_mut().and_then(|l| l.get_mut(name)) {
-            entry.ino = ino;
+        if let Some(listing) = &mut state.names.write().listing {
+            listing.change(|l| {
+                if let Some(entry) = l.get_mut(name) {
+                    entry.ino = ino;
+                }
+            });
         }
     }
 
@@ -372,8 +399,8 @@ enum UpperPlace<'a> {
     At { dir: &'a Arc<LayerDir>, fd: BorrowedFd<'a>, name: &'a [u8], ino: u64 },
 }
 
-/// How often, and for how long each time, a full filesystem is waited for while removed files are held.
-const ROOM_TRIES: u32 = 100;
+/// How long in all, and how long each time, removed files are waited for when the filesystem is full.
+const ROOM_WAIT: std::time::Duration = std::time::Duration::from_millis(200);
 const ROOM_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// Longest name in bytes (ext4, xfs, btrfs, tmpfs agree).

@@ -18,7 +18,10 @@ pub(crate) enum OpenMode {
     /// Through the page cache, in a mode without passthrough.
     Plain,
     /// By the kernel, from the backing file.
-    Passthrough,
+    Passthrough {
+        /// Also writes.
+        write: bool,
+    },
     /// Through the page cache, whose pages are still right.
     Cached,
     /// Through the page cache, whose pages are not: a passthrough write may have gone by them.
@@ -31,7 +34,7 @@ impl OpenMode {
     pub(crate) fn flags(self) -> FopenFlags {
         match self {
             Self::Plain | Self::Cached => FopenFlags::FOPEN_KEEP_CACHE,
-            Self::Passthrough | Self::CachedFresh => FopenFlags::empty(),
+            Self::Passthrough { .. } | Self::CachedFresh => FopenFlags::empty(),
             Self::Direct => FopenFlags::FOPEN_DIRECT_IO,
         }
     }
@@ -41,6 +44,8 @@ impl OpenMode {
 struct Opens {
     backing: Option<Arc<BackingId>>,
     passed: u32,
+    /// Of these, for writing.
+    writing: u32,
     cached: u32,
     /// A passthrough open for writing has been: pages in the cache may be old.
     written: bool,
@@ -76,7 +81,8 @@ impl Passthrough {
                 opens.backing = Some(backing.clone());
                 opens.passed += 1;
                 opens.written |= write;
-                return (OpenMode::Passthrough, Some(backing));
+                opens.writing += u32::from(write);
+                return (OpenMode::Passthrough { write }, Some(backing));
             }
         }
         if opens.passed > 0 {
@@ -91,8 +97,9 @@ impl Passthrough {
     pub(crate) fn release(&self, ino: u64, mode: OpenMode) {
         let Some(mut opens) = self.0.get_mut(&ino) else { return };
         match mode {
-            OpenMode::Passthrough => {
+            OpenMode::Passthrough { write } => {
                 opens.passed = opens.passed.saturating_sub(1);
+                opens.writing = opens.writing.saturating_sub(u32::from(write));
                 if opens.passed == 0 {
                     opens.backing = None;
                 }
@@ -105,6 +112,11 @@ impl Passthrough {
         if unused {
             self.0.remove_if(&ino, |_, o| o.passed == 0 && o.cached == 0 && !o.written);
         }
+    }
+
+    /// The kernel has the file open for writing by itself.
+    pub(crate) fn is_written(&self, ino: u64) -> bool {
+        self.0.get(&ino).is_some_and(|opens| opens.writing > 0)
     }
 
     /// The inode's number may come back as another object.

@@ -47,7 +47,12 @@ impl Layers {
         let mut all = HardLinks::default();
         let mut pending = vec![(lower.root.clone(), Vec::new())];
         while let Some((dir, path)) = pending.pop() {
-            for name in self.collect(&dir, &path, &mut all)? {
+            let below = match self.collect(&dir, &path, &mut all) {
+                // Names in a directory that may not be read cannot be used either.
+                Err(Errno::ACCESS) => continue,
+                other => other?,
+            };
+            for name in below {
                 let (child, _) = self.open_child(&dir, &name)?;
                 pending.push((child, join(&path, &name)));
             }

@@ -106,12 +106,17 @@ impl Layers {
         Ok(attr)
     }
 
-    /// True where an object can carry an override: everywhere in lowers and in an upper that works so, else among
-    /// the entries of an impure upper directory, where an empty file may stand for a device 0:0.
+    /// True where an object can carry an override: everywhere in a layer that works so, else among the entries of an
+    /// impure directory, where an empty file may stand for a device 0:0. Anybody may set the xattr on a file of
+    /// their own: without the layer's word it must not make them an owner, a mode or a device.
     pub fn may_override(&self, dir: &LayerDir, attr: &Attr) -> bool {
         let possible = matches!(attr.kind(), Kind::File | Kind::Dir);
-        let stands_for_device = dir.is_impure() && attr.kind() == Kind::File && attr.size == 0;
-        possible && (dir.layer != UPPER || self.overrides(UPPER) || stands_for_device)
+        possible && (self.overrides(dir.layer) || Self::may_be_device(dir, attr))
+    }
+
+    /// An empty file that may stand for a device 0:0, in a layer that does not work with overrides otherwise.
+    fn may_be_device(dir: &LayerDir, attr: &Attr) -> bool {
+        dir.is_impure() && attr.kind() == Kind::File && attr.size == 0
     }
 
     fn apply_override(&self, dir: &Arc<LayerDir>, name: &[u8], attr: &mut Attr) -> Result<(), Errno> {
@@ -123,7 +128,10 @@ impl Layers {
             None => super::mark_io::with_name(dir.fd(&self.context)?.as_fd(), name, |t| override_stat(&t))?,
         };
         if let Some(found) = found {
-            apply(found, attr);
+            let is_whiteout_device = found.file_type == Some(libc::S_IFCHR) && found.rdev == (0, 0);
+            if self.overrides(dir.layer) || is_whiteout_device && found.mode & 0o6000 == 0 {
+                apply(found, attr);
+            }
         }
         Ok(())
     }

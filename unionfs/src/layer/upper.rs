@@ -171,7 +171,7 @@ impl Upper {
             }
             WhiteoutForm::Xattr => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-                let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+                let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
                 xattr::set(Target::Fd(file.as_fd()), &names.whiteout, b"", 0)
             }
             WhiteoutForm::File => make_empty(dir, &whiteout_file_name(name)),

@@ -102,7 +102,7 @@ impl Overlay {
 
     /// A held object's descriptor does not tell its directory; in doubt its xattrs are asked.
     fn held_may_override(&self, node: &Node) -> bool {
-        self.layers.overrides(UPPER) || !matches!(node.kind, Kind::File | Kind::Symlink)
+        self.layers.overrides(UPPER) || node.kind == Kind::Char
     }
 
     fn stat_dir(&self, parts: &Parts) -> OpResult<Attr> {
@@ -124,8 +124,7 @@ impl Overlay {
             }
         }
         let fd = self.fd(dir)?;
-        let may_override = dir.layer != UPPER || self.layers.overrides(UPPER);
-        Ok(self.layers.stat_open(may_override, fd.as_fd())?)
+        Ok(self.layers.stat_open(self.layers.overrides(dir.layer), fd.as_fd())?)
     }
 
     /// Dresses attributes from disk for the mount: number, owner, links.
@@ -389,6 +388,15 @@ impl Overlay {
             None => Ok(()),
         }
     }
+}
+
+/// Sets the time of the last change of the content, and leaves that of access.
+pub(super) fn set_mtime(fd: std::os::fd::BorrowedFd<'_>, time: Time) -> Result<(), Errno> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT.into() },
+        last_modification: Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() },
+    };
+    rustix::fs::futimens(fd, &times)
 }
 
 /// The path of an open descriptor, for calls that do not take an O_PATH descriptor.

@@ -14,7 +14,7 @@ use super::Overlay;
 use super::attr::proc_path;
 use crate::attr::{Attr, Kind};
 use crate::error::{Errno, OpError, OpResult, os_name};
-use crate::layer::dir::{DirFlags, LayerDir, UPPER, open_beneath, stat_at, stat_fd};
+use crate::layer::dir::{DirFlags, LayerDir, LayerNo, UPPER, open_beneath, stat_at, stat_fd};
 use crate::layer::object::Object;
 use crate::layer::upper::{Temp, Upper, link_open, tmpfile};
 use crate::marks::{OVERRIDE_STAT, Opaque, OverrideStat};
@@ -156,6 +156,7 @@ impl Overlay {
         let top = parts.lowers.first().ok_or(Errno::STALE)?;
         let attr = self.stat_layer_dir(top)?;
         let mut temp = upper.temp();
+        self.no_umask();
         rustix::fs::mkdirat(upper.work(), &temp.name, Mode::RWXU).map_err(fail("make the directory"))?;
         temp.set_dir();
         let fd = open_beneath(upper.work(), temp.bytes(), OFlags::RDONLY | OFlags::DIRECTORY)
@@ -170,6 +171,7 @@ impl Overlay {
             Some(parent) => {
                 let parent_dir = self.upper_dir(parent)?;
                 let parent_fd = self.fd(&parent_dir)?;
+                let _disk = parent.dir().map(|d| d.disk.lock());
                 let keep = stat_fd(parent_fd.as_fd()).map_err(fail("stat the parent"))?;
                 self.mark_impure(&parent_dir).map_err(fail("mark the parent"))?;
                 rename_new(upper.work(), temp.bytes(), parent_fd.as_fd(), name).map_err(fail("publish"))?;
@@ -209,18 +211,24 @@ impl Overlay {
         let lower = node.place.read().lower.clone().ok_or(Errno::STALE)?;
         let attr = self.layers.stat(&lower.dir, &lower.name)?;
         let data = self.data_of(node, &lower, &attr)?;
+        // More names than one: the data is found by its path, if that leads there.
+        let by_path = attr.nlink > 1;
         let metacopy = need == Need::Attributes
             && attr.kind() == Kind::File
             && attr.size > 0
             && self.layers.config.metacopy
-            && upper.can.xattrs;
+            && upper.can.xattrs
+            && (!by_path || self.path_leads_to(&data)?);
         let draft = self.draft(upper, &lower, &data, &attr, need, metacopy).map_err(|(step, e)| fail(step)(e))?;
         let has_origin = self.dress(upper, &draft, &lower, &attr, node.ino).map_err(|(step, e)| fail(step)(e))?;
         if metacopy {
-            // More names than one, or a name that is not the data's: the data is found by its path.
-            let by_path = (attr.nlink > 1 || parent.is_none()).then_some(&data);
-            self.mark_metacopy(&draft, by_path).map_err(fail("mark the metadata-only copy"))?;
-        } else if attr.kind() == Kind::File && attr.size > 0 && !self.layers.config.volatile {
+            self.mark_metacopy(&draft, by_path.then_some(&data)).map_err(fail("mark the metadata-only copy"))?;
+        }
+        // The mode after the marks: a mounter without capabilities cannot mark what it may not write.
+        if let Some(fd) = draft.target().filter(|_| !self.is_stored_as_file(&attr) || self.layers.overrides(UPPER)) {
+            self.set_mode(fd, &attr).map_err(fail("set the mode"))?;
+        }
+        if !metacopy && attr.kind() == Kind::File && attr.size > 0 && !self.layers.config.volatile {
             // The data below is durable: what replaces it must be, too, before it does.
             if let Some(fd) = draft.target() {
                 rustix::fs::fsync(fd).map_err(fail("sync the data"))?;
@@ -234,10 +242,13 @@ impl Overlay {
         }
         .map_err(fail("stat the copy"))?;
         let mut held = None;
+        self.publishing.insert(real.ino, node.ino);
+        let _published = Published { overlay: self, real: real.ino };
         match parent {
             Some(parent) => {
                 let dir = self.upper_dir(parent)?;
                 let fd = self.fd(&dir)?;
+                let _disk = parent.dir().map(|d| d.disk.lock());
                 let keep = stat_fd(fd.as_fd()).map_err(fail("stat the parent"))?;
                 self.mark_impure(&dir).map_err(fail("mark the parent"))?;
                 match draft {
@@ -273,7 +284,7 @@ impl Overlay {
         }
         if let Some(parent) = parent {
             self.update_entry(parent, name, |e| e.upper.object = true);
-            let made = self.link_siblings(node, parent, name, siblings)?;
+            let made = self.link_siblings(node, parent, name, siblings);
             let difference = i64::from(attr.nlink) - i64::from(made) - 1;
             self.lost_links.remove(&node.ino);
             node.link_bias.fetch_add(i32::try_from(difference).unwrap_or(0), Ordering::Relaxed);
@@ -365,7 +376,6 @@ impl Overlay {
             } else {
                 self.set_owner(fd, attr).map_err(at("set the owner"))?;
                 self.copy_xattrs(lower, Target::Fd(fd)).map_err(at("copy xattrs"))?;
-                self.set_mode(fd, attr).map_err(at("set the mode"))?;
             }
             return Ok(self.mark_number(upper, Target::Fd(fd), number));
         }
@@ -385,6 +395,14 @@ impl Overlay {
     fn mark_number(&self, upper: &Upper, target: Target<'_>, number: u64) -> bool {
         // Where it cannot be written (symlinks and devices have no user xattrs) the number holds for this mount.
         upper.can.xattrs && xattr::set(target, &self.layers.names.ino, &number.to_le_bytes(), 0).is_ok()
+    }
+
+    /// Makes a fresh directory look like another: owner, mode, xattrs, times.
+    pub(super) fn dress_as(&self, model: &Arc<LayerDir>, fresh: BorrowedFd<'_>) -> OpResult<()> {
+        let attr = self.stat_layer_dir(model)?;
+        self.copy_xattrs_of_dir(model, fresh)?;
+        self.set_owner_mode(fresh, &attr)?;
+        Ok(set_times(fresh, &attr)?)
     }
 
     fn set_owner_mode(&self, fd: BorrowedFd<'_>, attr: &Attr) -> Result<(), Errno> {
@@ -488,7 +506,13 @@ impl Overlay {
 
     /// Brings the data of a metadata-only copy up. The caller holds the change lock.
     pub(super) fn complete_data(&self, node: &Arc<Node>, need: Need) -> OpResult<()> {
-        let Some(data) = node.place.read().lower.clone() else { return Ok(()) };
+        let (data, name, metacopy) = {
+            let place = node.place.read();
+            (place.lower.clone(), place.name.clone(), place.upper.as_ref().is_some_and(|u| u.metacopy))
+        };
+        let Some(data) = data else {
+            return if metacopy { Err(OpError::NoData { name: os_name(&name) }) } else { Ok(()) };
+        };
         let file = self.open_upper(node, OFlags::RDWR)?;
         let before = stat_fd(&file)?;
         let source = self.layers.open_file(&data.dir, &data.name, OFlags::RDONLY)?;
@@ -506,6 +530,10 @@ impl Overlay {
             if let Err(e) = cleared {
                 tracing::error!("take an incomplete copy of data back: {e}");
             }
+        }
+        if copied.is_ok() && length < size {
+            // Before the mark goes: without it the rest would be a hole instead of nothing.
+            rustix::fs::ftruncate(&file, length)?;
         }
         if let Some(value) = capability {
             xattr::set(Target::Fd(file.as_fd()), c"security.capability", &value, 0)?;
@@ -566,10 +594,25 @@ impl Overlay {
         Ok(names)
     }
 
+    /// The longest beginning of a layer's path that a redirect has brought to another place, and the rest; the root
+    /// and all of it otherwise.
+    fn nearest_redirected<'a>(&self, layer: LayerNo, path: &'a [u8]) -> (Arc<Node>, &'a [u8]) {
+        if !self.redirected.is_empty() {
+            let ends = path.iter().enumerate().rev().filter(|(_, b)| **b == b'/').map(|(at, _)| at);
+            for at in ends {
+                let found = self.redirected.get(&(layer, path[..at].to_vec())).map(|n| n.clone());
+                if let Some(node) = found.filter(|n| n.place.read().parent.is_some()) {
+                    return (node, &path[at + 1..]);
+                }
+            }
+        }
+        (self.root.clone(), path)
+    }
+
     /// Where a path of a lower layer shows in the merged view, if it is that object which shows there.
     fn find_lower_name(&self, path: &[u8], lower: &Object, attr: &Attr) -> OpResult<Option<(Arc<Node>, Arc<[u8]>)>> {
-        let mut dir = self.root.clone();
-        let mut components = path.split(|b| *b == b'/').peekable();
+        let (mut dir, rest) = self.nearest_redirected(lower.dir.layer, path);
+        let mut components = rest.split(|b| *b == b'/').peekable();
         while let Some(name) = components.next() {
             let Some(entry) = self.entry(&dir, name)? else { return Ok(None) };
             if !entry.is_visible() {
@@ -601,39 +644,55 @@ impl Overlay {
         parent: &Arc<Node>,
         name: &[u8],
         siblings: &[(Arc<Node>, Arc<[u8]>)],
-    ) -> OpResult<u32> {
-        if siblings.is_empty() {
-            return Ok(0);
-        }
+    ) -> u32 {
         let mut made = 0;
-        let from = self.upper_dir(parent)?;
-        let from_fd = self.fd(&from)?;
         for (dir, other) in siblings {
-            if dir.place.read().parent.is_none() && !Arc::ptr_eq(dir, &self.root) {
-                continue;
-            }
-            let to = self.upper_dir(dir)?;
-            let to_fd = self.fd(&to)?;
-            let keep = stat_fd(to_fd.as_fd())?;
-            self.mark_impure(&to)?;
-            match rustix::fs::linkat(from_fd.as_fd(), name, to_fd.as_fd(), &**other, AtFlags::empty()) {
+            match self.link_sibling(parent, name, dir, other) {
                 Ok(()) => {
                     made += 1;
-                    hide_change(dir, to_fd.as_fd(), &keep);
                     self.update_entry(dir, other, |e| {
                         e.upper.object = true;
                         e.ino = node.ino;
                     });
                 }
-                Err(Errno::EXIST) => {}
-                Err(e) => return Err(e.into()),
+                Err(e) if e.errno() == Errno::EXIST => {}
+                // The copy is in place; a name that it lacks on disk still leads to it in this mount.
+                Err(e) => tracing::error!(name = ?os_name(other), "give a copied-up hard link its other name: {e}"),
             }
         }
-        Ok(made)
+        made
+    }
+
+    fn link_sibling(&self, parent: &Arc<Node>, name: &[u8], dir: &Arc<Node>, other: &[u8]) -> OpResult<()> {
+        if dir.place.read().parent.is_none() && !Arc::ptr_eq(dir, &self.root) {
+            return Err(Errno::EXIST.into());
+        }
+        let from = self.upper_dir(parent)?;
+        let from_fd = self.fd(&from)?;
+        let to = self.upper_dir(dir)?;
+        let to_fd = self.fd(&to)?;
+        let _disk = dir.dir().map(|d| d.disk.lock());
+        let keep = stat_fd(to_fd.as_fd())?;
+        self.mark_impure(&to)?;
+        rustix::fs::linkat(from_fd.as_fd(), name, to_fd.as_fd(), other, AtFlags::empty())?;
+        hide_change(dir, to_fd.as_fd(), &keep);
+        Ok(())
     }
 }
 
 type LayerDirRef = Arc<LayerDir>;
+
+/// While it lives, a lookup that meets the copy knows whose it is.
+struct Published<'a> {
+    overlay: &'a Overlay,
+    real: u64,
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        self.overlay.publishing.remove(&self.real);
+    }
+}
 
 /// Path of an object from its layer's root, as an absolute redirect names it.
 pub(super) fn absolute_path(object: &Object) -> Vec<u8> {

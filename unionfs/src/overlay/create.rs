@@ -11,9 +11,11 @@ use crate::attr::{Attr, Kind};
 use crate::error::{Errno, OpError, OpResult};
 use crate::layer::dir::{DirFlags, LayerDir, open_beneath, stat_at, stat_fd};
 use crate::layer::upper::{Temp, Upper, WhiteoutForm, link_open, whiteout_file_name};
+use crate::layer::object::Object;
 use crate::listing::{Entry, InUpper};
 use crate::marks::{Opaque, WHITEOUT_PREFIX};
 use crate::node::{Node, Parts, Place, UpperObject};
+use crate::sys::creds;
 use crate::sys::xattr::{self, Target};
 
 /// What is to be made.
@@ -86,7 +88,7 @@ impl Overlay {
         let upper = self.upper()?;
         check_name(name)?;
         // A default ACL of the backing would take the umask's place, but without ACLs there is none to be seen.
-        let new = if self.layers.config.acl { new } else { new.masked(umask) };
+        let new = if self.layers.config.acl && creds::set_umask(umask) { new } else { new.masked(umask) };
         self.copy_up(dir, Need::Attributes)?;
         let state = dir.dir().ok_or(Errno::NOTDIR)?;
         let _names = state.namespace.lock();
@@ -103,6 +105,7 @@ impl Overlay {
         let hides = entry.as_ref().is_some_and(|e| e.lower.is_some());
         let in_way = entry.as_ref().map(|e| e.upper).unwrap_or_default();
         let direct = in_way == InUpper::default() && !stored && !(hides && new.kind() == Kind::Dir);
+        let _disk = state.disk.lock();
         let mut file = None;
         let real;
         let mut opaque = Opaque::No;
@@ -121,7 +124,7 @@ impl Overlay {
                 temp.set_dir();
             }
             let made = if stored {
-                self.make_stored(&stage, &temp, &new, umask, caller)?
+                self.make_stored(&stage, &temp, &new, umask, caller, &parent)?
             } else {
                 let acting = self.act_as(caller, umask)?;
                 let made = make(stage.fd(), temp.bytes(), &new)?;
@@ -183,13 +186,15 @@ impl Overlay {
                 Parts { upper: Some(child), lowers: Vec::new() }
             })
         };
+        // An object that is gone may have had this real number.
+        self.unmarked_origins.remove(&real.ino);
         let number = self.inos.number(real.dev, real.ino);
-        let (node, made) = self.table.intern(number, kind, || (place(), parts()));
+        let (node, made) = self.table.intern(number, kind, false, || (place(), parts()));
         if made {
             return node;
         }
         // The number still belongs to an object that is being forgotten, or was claimed by a mark.
-        self.table.intern(self.inos.fresh(), kind, || (place(), parts())).0
+        self.table.intern(self.inos.fresh(), kind, false, || (place(), parts())).0
     }
 
     /// True for what the upper cannot hold as itself.
@@ -206,7 +211,19 @@ impl Overlay {
         new: &NewObject<'_>,
         umask: u32,
         caller: &Caller,
+        parent: &Arc<LayerDir>,
     ) -> OpResult<Option<OwnedFd>> {
+        if !self.layers.config.xattr_permissions {
+            // The filesystem itself says what a new object here would have for an owner and a mode.
+            let acting = self.act_as(caller, umask)?;
+            let made = make(stage.fd(), temp.bytes(), &NewObject::File(new.mode()))?;
+            drop(acting);
+            let fd = made.ok_or(Errno::IO)?;
+            let mut attr = stat_fd(&fd)?;
+            attr.mode = new.kind().mode_bits() | attr.mode & 0o7777;
+            self.set_stored(Target::Fd(fd.as_fd()), &attr)?;
+            return Ok(None);
+        }
         let (uid, gid) = self.disk_ids(caller.uid, caller.gid)?;
         let fd = if new.kind() == Kind::Dir {
             rustix::fs::mkdirat(stage.fd(), &temp.name, Mode::from_raw_mode(0o755))?;
@@ -215,11 +232,16 @@ impl Overlay {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             rustix::fs::openat(stage.fd(), &temp.name, flags, Mode::from_raw_mode(0o755))?
         };
+        let parent = self.stat_layer_dir(parent)?;
+        let inherits = parent.mode & libc::S_ISGID != 0;
         let mut attr = stat_fd(&fd)?;
         let masked = if matches!(new, NewObject::Symlink(_)) { 0o777 } else { new.mode() & !umask };
         attr.mode = new.kind().mode_bits() | masked;
         attr.uid = uid;
-        attr.gid = gid;
+        attr.gid = if inherits { parent.gid } else { gid };
+        if inherits && new.kind() == Kind::Dir {
+            attr.mode |= libc::S_ISGID;
+        }
         if let NewObject::Node(_, rdev) = new {
             attr.rdev = *rdev;
         }
@@ -232,6 +254,7 @@ impl Overlay {
 
     /// A place to make an object in that inherits as in `parent`.
     pub(super) fn stage<'a>(&self, upper: &'a Upper, parent: BorrowedFd<'_>) -> OpResult<Stage<'a>> {
+        self.no_umask();
         let attr = stat_fd(parent)?;
         let acl = xattr::get_vec(Target::Fd(parent), DEFAULT_ACL)?;
         if attr.mode & libc::S_ISGID == 0 && acl.is_none() {
@@ -337,6 +360,7 @@ impl Overlay {
         {
             let _changing = node.change.lock();
             self.prepare_move(node, &parent)?;
+            let _disk = state.disk.lock();
             if in_way == InUpper::default() {
                 self.link_to(node, parent_fd.as_fd(), &name)?;
             } else {
@@ -364,6 +388,20 @@ impl Overlay {
         Ok(Reply { node: node.clone(), attr })
     }
 
+    /// Puts an object that is in the upper under a name that shows it from below. The caller holds the namespace and
+    /// the change lock.
+    pub(super) fn give_name(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &Arc<[u8]>) -> OpResult<()> {
+        let parent = self.upper_dir(dir)?;
+        let fd = self.fd(&parent)?;
+        self.prepare_move(node, &parent)?;
+        self.link_to(node, fd.as_fd(), name)?;
+        self.update_entry(dir, name, |e| {
+            e.upper.object = true;
+            e.ino = node.ino;
+        });
+        Ok(())
+    }
+
     fn link_to(&self, node: &Node, dir: BorrowedFd<'_>, name: &[u8]) -> OpResult<()> {
         self.with_upper(node, |place| match place {
             UpperPlace::Held(fd) => {
@@ -374,6 +412,12 @@ impl Overlay {
             }
             UpperPlace::At { fd, name: old, .. } => rustix::fs::linkat(fd, old, dir, name, AtFlags::empty()),
         })
+    }
+
+    /// True when an absolute redirect written in the upper would find just this object.
+    pub(super) fn path_leads_to(&self, data: &Object) -> OpResult<bool> {
+        let found = self.find_data(&absolute_path(data)[1..], 0)?;
+        Ok(found.is_some_and(|f| (f.dir.dev, f.dir.ino, &f.name) == (data.dir.dev, data.dir.ino, &data.name)))
     }
 
     /// Before an upper non-directory appears under another name or in another directory: data of a metadata-only
@@ -387,9 +431,7 @@ impl Overlay {
         };
         if let (true, Some(data)) = (metacopy, lower) {
             let path = absolute_path(&data);
-            let found = self.find_data(&path[1..], 0)?;
-            let leads_there = found.is_some_and(|f| (f.dir.dev, f.dir.ino, f.name) == (data.dir.dev, data.dir.ino, data.name));
-            if leads_there {
+            if self.path_leads_to(&data)? {
                 let redirect = &self.layers.names.redirect;
                 self.on_upper(node, |place| match place {
                     UpperPlace::Held(fd) => xattr::set(Target::Fd(fd), redirect, &path, 0),

@@ -11,7 +11,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use super::copy_up::Need;
 use super::{Caller, Overlay};
 use crate::attr::Kind;
-use crate::error::{Errno, OpResult};
+use crate::error::{Errno, OpError, OpResult};
 use crate::fdcache::{CachedFd, Holder};
 use crate::node::{Node, OpenFile};
 use crate::sys::xattr::{self, Target};
@@ -36,6 +36,14 @@ pub struct FileHandle {
     pub file: Arc<CachedFd>,
     /// The descriptor is the upper file's.
     pub is_upper: bool,
+}
+
+/// What is known of a descriptor that was just opened.
+struct Opened {
+    writable: bool,
+    upper: bool,
+    /// Of the node's slot, before the place was looked at.
+    epoch: u32,
 }
 
 impl FileHandle {
@@ -101,7 +109,7 @@ impl Overlay {
             self.copy_up(node, Need::Data)?;
         }
         let file = self.file_for(node, options.write)?;
-        let is_upper = !node.place.read().lacks_upper_data();
+        let is_upper = file.upper;
         node.file.lock().handles += 1;
         Ok(FileHandle { node: node.clone(), file: file.fd, is_upper })
     }
@@ -130,10 +138,14 @@ impl Overlay {
             } else if write {
                 return Err(Errno::STALE.into());
             } else {
-                let lower = lower.ok_or(Errno::STALE)?;
+                let Some(lower) = lower else {
+                    let name = node.place.read().name.clone();
+                    return Err(OpError::NoData { name: crate::error::os_name(&name) });
+                };
                 self.open_lower(node, &lower)?
             };
-            if let Some(file) = self.put_file(node, fd, write, epoch) {
+            let opened = Opened { writable: write, upper: in_upper, epoch };
+            if let Some(file) = self.put_file(node, fd, opened) {
                 return Ok(file);
             }
         }
@@ -156,8 +168,9 @@ impl Overlay {
     }
 
     /// Keeps a descriptor on the node. `None` when the file has moved to the upper meanwhile.
-    fn put_file(&self, node: &Arc<Node>, fd: OwnedFd, writable: bool, epoch: u32) -> Option<OpenFile> {
-        let file = OpenFile { fd: self.layers.context.fds.count(fd), writable };
+    fn put_file(&self, node: &Arc<Node>, fd: OwnedFd, opened: Opened) -> Option<OpenFile> {
+        let Opened { writable, upper, epoch } = opened;
+        let file = OpenFile { fd: self.layers.context.fds.count(fd), writable, upper };
         let fresh = {
             let mut slot = node.file.lock();
             if slot.epoch != epoch {
@@ -175,7 +188,7 @@ impl Overlay {
     /// Keeps the descriptor that creating a file gave.
     pub(super) fn keep_file(&self, node: &Arc<Node>, fd: OwnedFd, writable: bool) {
         let epoch = node.file.lock().epoch;
-        self.put_file(node, fd, writable, epoch);
+        self.put_file(node, fd, Opened { writable, upper: true, epoch });
     }
 
     /// Reads up to `buffer.len()` bytes at `offset`; returns how many, less only at the end of the file.
@@ -216,10 +229,19 @@ impl Overlay {
         // The backing filesystem drops file capabilities on any write.
         let keep = if from_cache { xattr::get_vec(Target::Fd(file.fd.as_fd()), CAPABILITY)? } else { None };
         let result = Self::write_to(&file, offset, data);
+        let mtime = if from_cache { *node.kernel_mtime.lock() } else { None };
+        if let Some(time) = mtime {
+            super::attr::set_mtime(file.fd.as_fd(), time)?;
+        }
         if let Some(value) = keep {
             xattr::set(Target::Fd(file.fd.as_fd()), CAPABILITY, &value, 0)?;
         }
         result
+    }
+
+    /// Notes the time of change that the kernel keeps for a file (with its writeback cache).
+    pub fn note_kernel_mtime(&self, node: &Node, time: crate::attr::Time) {
+        *node.kernel_mtime.lock() = Some(time);
     }
 
     fn write_to(file: &OpenFile, offset: u64, data: &[u8]) -> OpResult<usize> {

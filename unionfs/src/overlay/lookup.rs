@@ -25,6 +25,23 @@ enum InLayer {
     Other,
 }
 
+/// A directory sought by path in one layer.
+struct Walked {
+    /// It, if the layer has it.
+    dir: Option<Arc<LayerDir>>,
+    /// The layers below still count: not after a whiteout, an opaque directory or a non-directory on the way.
+    go_on: bool,
+    /// The path by which they have it.
+    path: Vec<u8>,
+}
+
+fn push_component(path: &mut Vec<u8>, name: &[u8]) {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+}
+
 /// Where the layers below are searched next.
 enum Search {
     /// In the parts of the parent, under this name.
@@ -116,7 +133,11 @@ impl Overlay {
             }
         }
         let place_again = place.clone();
-        let (node, made) = self.table.intern(number, attr.kind(), || (place, None));
+        let (mut node, mut made) = self.table.intern(number, attr.kind(), false, || (place.clone(), None));
+        if !made && (node.claimed || node.kind != attr.kind()) {
+            let number = self.inos.displace(attr.dev, attr.ino);
+            (node, made) = self.table.intern(number, attr.kind(), false, || (place, None));
+        }
         if made {
             if let Some(lost) = self.lost_links.get(&number).filter(|_| attr.nlink > 1) {
                 node.link_bias.store(*lost, std::sync::atomic::Ordering::Relaxed);
@@ -150,40 +171,54 @@ impl Overlay {
         let natural = self.inos.number(attr.dev, attr.ino);
         let origin = self.origin_number(upper, name, &attr)?;
         let mut lower = None;
+        let mut dataless = false;
         if self.may_be_metacopy(upper, &attr) {
-            lower = self.metacopy_data(upper, name, parts)?;
+            lower = match self.metacopy_data(upper, name, parts) {
+                // It is there, can be looked at and removed; only its data cannot be had.
+                Err(e @ OpError::NoData { .. }) => {
+                    tracing::error!("{e}");
+                    dataless = true;
+                    None
+                }
+                other => other?,
+            };
         }
         if let Some(data) = &lower {
             attr.blocks = self.layers.stat_raw(&data.dir, &data.name)?.blocks;
         }
         let object =
-            UpperObject { ino: attr.ino, metacopy: lower.is_some(), has_origin: origin.is_some(), held: None };
+            UpperObject { ino: attr.ino, metacopy: lower.is_some() || dataless, has_origin: origin.is_some(), held: None };
         let place = Place { parent: Some(dir.clone()), name: name.clone(), upper: Some(object), lower };
         let wanted = origin.unwrap_or(natural);
-        let (node, made) = self.table.intern(wanted, attr.kind(), || (place.clone(), None));
-        if made || self.adopt(&node, &place, attr.ino) {
+        let claimed = wanted != natural;
+        let (node, made) = self.table.intern(wanted, attr.kind(), claimed, || (place.clone(), None));
+        if made || node.kind == attr.kind() && self.adopt(&node, &place, attr.ino) {
             return Ok((node, Some(attr)));
         }
         // The number is another object's: a copy of the file with its marks, or layers put in another order.
         if wanted != natural {
-            let (node, made) = self.table.intern(natural, attr.kind(), || (place.clone(), None));
-            if made || self.adopt(&node, &place, attr.ino) {
+            let (node, made) = self.table.intern(natural, attr.kind(), false, || (place.clone(), None));
+            if made || node.kind == attr.kind() && self.adopt(&node, &place, attr.ino) {
                 return Ok((node, Some(attr)));
             }
         }
-        let (node, _) = self.table.intern(self.inos.fresh(), attr.kind(), || (place, None));
+        let (node, _) = self.table.intern(self.inos.fresh(), attr.kind(), false, || (place, None));
         Ok((node, Some(attr)))
     }
 
     /// Takes `place` for a known node where it is the same upper object, or a lower one that was copied up under
     /// another name. False when it is another object.
     fn adopt(&self, node: &Arc<Node>, seen: &Place, real: u64) -> bool {
+        let is_published = self.publishing.get(&real).is_some_and(|number| *number == node.ino);
+        if seen.upper.is_none() || node.kind == Kind::Dir {
+            return false;
+        }
         let mut place = node.place.write();
         match &place.upper {
             Some(upper) if upper.ino != real => false,
             Some(upper) => {
                 // Its name was removed and only the descriptor was left: here is another name.
-                if upper.held.is_some() {
+                if upper.held.is_some() || place.parent.is_none() {
                     let (metacopy, has_origin) = (upper.metacopy, upper.has_origin);
                     let lower = place.lower.clone();
                     *place = seen.clone();
@@ -195,7 +230,7 @@ impl Overlay {
                 }
                 true
             }
-            None if node.kind != Kind::Dir => {
+            None if is_published => {
                 *place = seen.clone();
                 drop(place);
                 node.forget_file();
@@ -216,7 +251,11 @@ impl Overlay {
             return Ok(None);
         }
         let ino_mark = &self.layers.names.ino;
-        let value = self.layers.with_xattrs(upper, name, |x| x.get(ino_mark))?;
+        let value = match self.layers.with_xattrs(upper, name, |x| x.get(ino_mark)) {
+            // A mounter without capabilities may not read it where the mode forbids reading.
+            Err(Errno::ACCESS) => None,
+            other => other?,
+        };
         let number = value.and_then(|v| v.try_into().ok().map(u64::from_le_bytes));
         Ok(number.filter(|n| *n > crate::ino::ROOT_INO && *n < 1 << 63))
     }
@@ -235,7 +274,11 @@ impl Overlay {
                 return Ok(None);
             }
             Ok(Some(x.get(&names.redirect)?))
-        })?;
+        });
+        let read = match read {
+            Err(Errno::ACCESS) => None,
+            other => other?,
+        };
         let Some(redirect) = read else { return Ok(None) };
         let no_data = || OpError::NoData { name: os_name(name) };
         let redirect = match redirect {
@@ -286,12 +329,13 @@ impl Overlay {
         if parts.lowers.iter().any(|p| Arc::ptr_eq(p, dir)) {
             return Ok(parts.lowers.iter().filter(|p| p.layer > dir.layer).cloned().collect());
         }
-        let path = dir.path();
+        let mut path = dir.path();
         let mut found = Vec::new();
         for layer in dir.layer + 1..self.layers.lowers.len() as LayerNo {
-            let (dirs, go_on) = self.walk(layer, &path)?;
-            found.extend(dirs);
-            if !go_on {
+            let walked = self.walk(layer, &path)?;
+            found.extend(walked.dir);
+            path = walked.path;
+            if !walked.go_on {
                 break;
             }
         }
@@ -303,39 +347,76 @@ impl Overlay {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&b""[..], path),
         };
+        let mut parent = parent.to_vec();
         for layer in from..self.layers.lowers.len() as LayerNo {
-            let (dir, go_on) = self.walk(layer, parent)?;
-            if let Some(dir) = dir {
+            let walked = self.walk(layer, &parent)?;
+            if let Some(dir) = walked.dir {
                 match self.in_layer(&dir, name)? {
                     InLayer::Other => return Ok(Some(Object { dir, name: Arc::from(name) })),
                     InLayer::Absent => {}
                     InLayer::Hidden | InLayer::Dir => return Ok(None),
                 }
             }
-            if !go_on {
+            parent = walked.path;
+            if !walked.go_on {
                 break;
             }
         }
         Ok(None)
     }
 
-    /// The directory at `path` in one layer. The flag tells whether the layers below still count: not after a
-    /// whiteout, an opaque directory or a non-directory on the way.
-    fn walk(&self, layer: LayerNo, path: &[u8]) -> OpResult<(Option<Arc<LayerDir>>, bool)> {
-        let Some(lower) = self.layers.lower(layer) else { return Ok((None, false)) };
+    /// The directory at `path` in one layer. A redirect on a component before the last says where the layers below
+    /// have that component.
+    fn walk(&self, layer: LayerNo, path: &[u8]) -> OpResult<Walked> {
+        let mut walked = Walked { dir: None, go_on: false, path: path.to_vec() };
+        let Some(lower) = self.layers.lower(layer) else { return Ok(walked) };
         let mut dir = lower.root.clone();
-        let mut go_on = dir.opaque() != Opaque::Yes;
-        for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
-            match self.in_layer(&dir, name)? {
-                InLayer::Absent => return Ok((None, go_on)),
-                InLayer::Hidden | InLayer::Other => return Ok((None, false)),
-                InLayer::Dir => {}
+        walked.go_on = dir.opaque() != Opaque::Yes;
+        let names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|c| !c.is_empty()).collect();
+        // What the components so far are called in the layers below.
+        let mut below: Vec<u8> = Vec::new();
+        for (at, name) in names.iter().enumerate() {
+            walked.go_on &= !self.has_opaque_entry(&dir)?;
+            let here = self.in_layer(&dir, name)?;
+            let mut redirect = None;
+            if here == InLayer::Dir {
+                let (child, marks) = self.layers.open_child(&dir, &Arc::from(*name))?;
+                walked.go_on &= marks.opaque != Opaque::Yes;
+                if at + 1 < names.len() && self.layers.config.redirect_dir != RedirectDir::NoFollow {
+                    redirect = marks.redirect.map(|v| Redirect::parse(&v).ok_or_else(|| corrupt("redirect", name, layer)));
+                }
+                dir = child;
             }
-            let (child, marks) = self.layers.open_child(&dir, &Arc::from(name))?;
-            go_on &= marks.opaque != Opaque::Yes;
-            dir = child;
+            match redirect.transpose()? {
+                Some(Redirect::Absolute(path)) => below = path,
+                Some(Redirect::Name(new)) => push_component(&mut below, &new),
+                None => push_component(&mut below, name),
+            }
+            match here {
+                InLayer::Dir => {}
+                InLayer::Absent => {
+                    names.iter().skip(at + 1).for_each(|n| push_component(&mut below, n));
+                    walked.path = below;
+                    return Ok(walked);
+                }
+                InLayer::Hidden | InLayer::Other => {
+                    walked.go_on = false;
+                    return Ok(walked);
+                }
+            }
         }
-        Ok((Some(dir), go_on))
+        walked.dir = Some(dir);
+        walked.path = below;
+        Ok(walked)
+    }
+
+    /// `.wh..wh..opq` is in the directory.
+    fn has_opaque_entry(&self, dir: &Arc<LayerDir>) -> OpResult<bool> {
+        match self.layers.stat_raw(dir, crate::marks::OPAQUE_ENTRY) {
+            Ok(_) => Ok(!dir.has_plain_names()),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// What one directory of one layer has under a name, without listing it.
@@ -373,7 +454,10 @@ impl Overlay {
         let top = parts.lowers.first().or(parts.upper.as_ref()).ok_or(Errno::NOENT)?;
         let natural = self.inos.number(top.dev, top.ino);
         let place = || Place { parent: Some(dir.clone()), name: entry.name.clone(), upper: None, lower: None };
-        let (node, made) = self.table.intern(natural, Kind::Dir, || (place(), Some(parts.clone())));
+        let (node, made) = self.table.intern(natural, Kind::Dir, false, || (place(), Some(parts.clone())));
+        if made && parts.upper.is_some() {
+            self.note_redirected(dir, &node, &parts);
+        }
         if made || node.is_at(dir, &entry.name) {
             return Ok((node, None));
         }
@@ -383,9 +467,32 @@ impl Overlay {
             return Err(Errno::NOENT.into());
         }
         let key = (dir.ino, entry.name.clone());
-        let number = *self.aliases.entry(key).or_insert_with(|| self.inos.fresh());
-        let (node, _) = self.table.intern(number, Kind::Dir, || (place(), Some(parts)));
+        let number = *self.aliases.entry(key.clone()).or_insert_with(|| self.inos.fresh());
+        let (mut node, made) = self.table.intern(number, Kind::Dir, false, || (place(), Some(parts.clone())));
+        if !made && !node.is_at(dir, &entry.name) {
+            // That one was renamed, and another took its place.
+            let number = self.inos.fresh();
+            self.aliases.insert(key, number);
+            node = self.table.intern(number, Kind::Dir, false, || (place(), Some(parts))).0;
+        }
         Ok((node, None))
+    }
+
+    /// Remembers a directory whose lower parts have another path than its place says.
+    pub(super) fn note_redirected(&self, dir: &Node, node: &Arc<Node>, parts: &Parts) {
+        let above: Vec<_> = dir.parts().lowers.iter().map(|d| (d.layer, d.path())).collect();
+        let name = node.place.read().name.clone();
+        for part in &parts.lowers {
+            let path = part.path();
+            let expected = above.iter().find(|(layer, _)| *layer == part.layer).map(|(_, parent)| {
+                let mut path = parent.clone();
+                push_component(&mut path, &name);
+                path
+            });
+            if expected.as_ref() != Some(&path) {
+                self.redirected.insert((part.layer, path), node.clone());
+            }
+        }
     }
 
     /// The layer directories that merge into the directory `entry` of a directory made of `parents`.
@@ -449,18 +556,21 @@ impl Overlay {
                 }
                 Search::Path(path, from) => {
                     search = Search::Stop;
+                    let mut path = path;
                     for layer in from.max(below)..self.layers.lowers.len() as LayerNo {
-                        let (found, go_on) = self.walk(layer, &path)?;
-                        if let Some(dir) = found {
+                        let walked = self.walk(layer, &path)?;
+                        path = walked.path;
+                        if let Some(dir) = walked.dir {
                             // `walk` has opened it; its marks say how to go on.
                             let marks = self.marks_of(&dir)?;
                             let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
                             let here = Search::Path(path.clone(), layer + 1);
+                            let go_on = walked.go_on && !self.has_opaque_entry(&dir)?;
                             search = if go_on { self.next_search(here, &marks, layer, name)? } else { Search::Stop };
                             parts.lowers.push(dir);
                             break;
                         }
-                        if !go_on {
+                        if !walked.go_on {
                             break;
                         }
                     }

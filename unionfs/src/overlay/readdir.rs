@@ -8,14 +8,17 @@ use crate::listing::FIRST_OFFSET;
 use crate::node::Node;
 
 /// One name of a directory.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct DirEntry {
     /// The name.
     pub name: Arc<[u8]>,
     /// What an offset must be to go on after it.
     pub offset: u64,
-    /// What it is.
-    pub object: Reply,
+    /// What it is; an error where it cannot be told (a corrupt mark, an object that may not be read). The name is
+    /// there all the same.
+    pub object: OpResult<Reply>,
+    /// It is a directory, as far as the listing tells.
+    pub is_dir: bool,
 }
 
 /// Where reading stands: `.` and `..` first, then names in the order of their offsets.
@@ -60,7 +63,8 @@ impl ReadDir<'_> {
             };
             self.offset += 1;
             let attr = self.overlay.getattr(&node)?;
-            return Ok(Some(DirEntry { name: Arc::from(name), offset: self.offset, object: Reply { node, attr } }));
+            let object = Ok(Reply { node, attr });
+            return Ok(Some(DirEntry { name: Arc::from(name), offset: self.offset, object, is_dir: true }));
         }
         loop {
             let (offset, name) = match self.batch.next() {
@@ -77,8 +81,16 @@ impl ReadDir<'_> {
                 }
             };
             self.offset = offset;
-            if let Some(object) = self.overlay.lookup(&self.dir, &name)? {
-                return Ok(Some(DirEntry { name, offset, object }));
+            match self.overlay.lookup(&self.dir, &name) {
+                Ok(None) => {}
+                Ok(Some(object)) => {
+                    let is_dir = object.attr.kind() == crate::attr::Kind::Dir;
+                    return Ok(Some(DirEntry { name, offset, object: Ok(object), is_dir }));
+                }
+                Err(e) => {
+                    let is_dir = self.overlay.entry(&self.dir, &name)?.is_some_and(|entry| entry.is_dir);
+                    return Ok(Some(DirEntry { name, offset, object: Err(e), is_dir }));
+                }
             }
         }
     }

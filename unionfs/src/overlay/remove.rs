@@ -12,12 +12,15 @@ use rustix::fs::{AtFlags, OFlags, RenameFlags};
 use super::Overlay;
 use super::copy_up::Need;
 use super::create::check_name;
-use crate::error::{Errno, OpResult};
+use crate::error::{Errno, OpError, OpResult};
 use crate::layer::dir::{LayerDir, open_beneath, stat_fd};
 use crate::layer::upper::{Upper, WhiteoutForm, whiteout_file_name};
 use crate::listing::{Entry, InUpper, Listing};
 use crate::marks::Opaque;
-use crate::node::{HeldFd, Node, Parts};
+use crate::node::{HeldFd, Listed, Node, Parts};
+
+/// How often an operation starts over because names changed while it waited for locks.
+pub(super) const TRIES: usize = 100;
 
 /// The namespaces of up to two directories, taken by rising number.
 #[derive(Debug)]
@@ -47,7 +50,21 @@ impl Overlay {
             if entry.is_dir {
                 return Err(Errno::ISDIR.into());
             }
-            self.resolve_node(dir, &entry)?
+            match self.resolve_node(dir, &entry) {
+                Ok(node) => node,
+                // What cannot be understood can still be removed; no node stands for it.
+                Err(OpError::CorruptMark { .. } | OpError::NoData { .. }) => {
+                    let parent = self.upper_dir(dir)?;
+                    let fd = self.fd(&parent)?;
+                    let now = self.remove_object(upper, &parent, fd.as_fd(), &entry)?;
+                    self.update_entry(dir, &entry.name, |e| {
+                        e.upper = now;
+                        e.is_dir = e.lower_is_dir;
+                    });
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
         };
         let _changing = node.change.lock();
         // A copy-up may have ended while the lock was waited for.
@@ -55,6 +72,7 @@ impl Overlay {
         let parent = self.upper_dir(dir)?;
         let parent_fd = self.fd(&parent)?;
         let lost = self.before_losing(&node, dir, &entry, parent_fd.as_fd())?;
+        let _disk = state.disk.lock();
         let now = self.remove_object(upper, &parent, parent_fd.as_fd(), &entry)?;
         self.update_entry(dir, &entry.name, |e| {
             e.upper = now;
@@ -96,25 +114,30 @@ impl Overlay {
     /// Notes in memory that a non-directory has lost a name.
     pub(super) fn after_losing(&self, node: &Arc<Node>, dir: &Arc<Node>, entry: &Entry, held: Option<OwnedFd>) {
         let here = node.is_at(dir, &entry.name);
+        // The number of an object that is gone for good may be used for another one.
+        if let Some(gone) = held.as_ref().and_then(|fd| stat_fd(fd).ok()).filter(|a| a.nlink == 0) {
+            self.unmarked_origins.remove(&gone.ino);
+        }
+        let mut lost_below = false;
         let mut place = node.place.write();
         match &mut place.upper {
             Some(upper) if entry.upper.object => {
                 if let Some(fd) = held {
-                    // The number of an object that is gone for good may be used for another one.
-                    if stat_fd(&fd).is_ok_and(|a| a.nlink == 0) {
-                        self.unmarked_origins.remove(&upper.ino);
-                    }
                     upper.held = Some(HeldFd::new(fd, &self.held));
                 }
             }
             Some(_) => {}
             None => {
                 node.link_bias.fetch_sub(1, Ordering::Relaxed);
-                *self.lost_links.entry(node.ino).or_default() -= 1;
+                lost_below = true;
             }
         }
         if here {
             place.parent = None;
+        }
+        drop(place);
+        if lost_below {
+            *self.lost_links.entry(node.ino).or_default() -= 1;
         }
     }
 
@@ -168,7 +191,7 @@ impl Overlay {
         check_name(name)?;
         self.copy_up(dir, Need::Attributes)?;
         dir.dir().ok_or(Errno::NOTDIR)?;
-        loop {
+        for _ in 0..TRIES {
             let node = {
                 let entry = self.visible(dir, name)?;
                 if !entry.is_dir {
@@ -189,6 +212,7 @@ impl Overlay {
             let parent = self.upper_dir(dir)?;
             let parent_fd = self.fd(&parent)?;
             let kept = self.keep_removed_dir(&node)?;
+            let _disk = dir.dir().map(|d| d.disk.lock());
             let now = match self.remove_dir_object(upper, &parent, parent_fd.as_fd(), &entry) {
                 Ok(now) => now,
                 Err(e) => {
@@ -206,6 +230,7 @@ impl Overlay {
             self.after_losing_dir(&node);
             return Ok(());
         }
+        Err(Errno::BUSY.into())
     }
 
     /// A directory that processes may still be in keeps its descriptors.
@@ -222,7 +247,7 @@ impl Overlay {
         if let Some(state) = node.dir() {
             let mut names = state.names.write();
             names.generation += 1;
-            names.listing = Some(Listing::default());
+            names.listing = Some(Listed::new(Listing::default(), &self.listed_names));
         }
         node.place.write().parent = None;
     }
@@ -290,6 +315,14 @@ impl Overlay {
             Err(e) => Err(e.into()),
         }
     }
+}
+
+/// Locks two directories, which may be one, against other changes on disk.
+pub(super) fn lock_disks<'a>(a: &'a Node, b: &'a Node) -> Namespaces<'a> {
+    let (first, second) = if a.ino <= b.ino { (a, b) } else { (b, a) };
+    let one = first.dir().map(|d| d.disk.lock());
+    let two = if a.ino == b.ino { None } else { second.dir().map(|d| d.disk.lock()) };
+    Namespaces(one, two)
 }
 
 /// True when the directory has parts in lower layers.

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, OFlags, RenameFlags};
 
 use super::copy_up::Need;
 use super::create::{NewObject, check_name};
-use super::remove::{is_merged, lock_namespaces};
+use super::remove::{TRIES, is_merged, lock_disks, lock_namespaces};
 use super::{Caller, Overlay};
 use crate::attr::Kind;
 use crate::config::RedirectDir;
@@ -79,9 +79,20 @@ impl Overlay {
         check_name(to_name)?;
         self.copy_up(from, Need::Attributes)?;
         self.copy_up(to, Need::Attributes)?;
+        // Data is copied before any lock is taken; that the names still mean the same is looked at under them.
+        let mut sides = vec![(from, from_name)];
+        if mode == RenameMode::Exchange {
+            sides.push((to, to_name));
+        }
+        for (dir, name) in sides {
+            let entry = self.visible(dir, name)?;
+            let node = self.resolve_node(dir, &entry)?;
+            self.copy_up(&node, Need::Attributes)?;
+        }
         // A tree must not be moved while another move decides whether it would end up inside itself.
         let _moving = (!Arc::ptr_eq(from, to)).then(|| self.rename.lock());
-        loop {
+        let mut done = false;
+        for _ in 0..TRIES {
             let source = self.visible(from, from_name)?;
             let node = self.resolve_node(from, &source)?;
             let target = match self.entry(to, to_name)? {
@@ -98,8 +109,12 @@ impl Overlay {
             }
             let target_dir = target.as_ref().filter(|t| t.kind == Kind::Dir && mode != RenameMode::Exchange);
             if self.rename_locked(upper, (from, from_name), (to, to_name), &node, target.as_ref(), target_dir, mode)? {
+                done = true;
                 break;
             }
+        }
+        if !done {
+            return Err(Errno::BUSY.into());
         }
         if mode == RenameMode::Whiteout {
             // The kernel's whiteout of the layers below is there already, where one is needed; what the caller
@@ -169,7 +184,20 @@ impl Overlay {
             (Some(entry), Some(target)) => Arc::ptr_eq(&self.resolve_node(to, entry)?, target),
             _ => false,
         };
-        if !unchanged || !Arc::ptr_eq(&self.resolve_node(from, &source)?, node) || !source.upper.object {
+        if !unchanged || !Arc::ptr_eq(&self.resolve_node(from, &source)?, node) {
+            return Ok(false);
+        }
+        // A hard link whose copy could not be given this name, since its directory has another path in the layer.
+        let mut named = false;
+        for (dir, entry, object) in [(from, Some(&source), Some(node)), (to, visible, target)] {
+            let (Some(entry), Some(object)) = (entry, object) else { continue };
+            let wanted = Arc::ptr_eq(object, node) || mode == RenameMode::Exchange;
+            if wanted && object.kind != Kind::Dir && !entry.upper.object {
+                self.give_name(object, dir, &entry.name)?;
+                named = true;
+            }
+        }
+        if named || !source.upper.object {
             return Ok(false);
         }
         if let Some(dir) = target_dir {
@@ -195,9 +223,11 @@ impl Overlay {
         self.prepare(upper, node, &to)?;
         if let (RenameMode::Exchange, Some(target)) = (mode, target) {
             self.prepare(upper, target, &from)?;
+            let _disk = lock_disks(&from.dir, &to.dir);
             self.exchange(&from, &to, node, target)?;
             return Ok(true);
         }
+        let _disk = lock_disks(&from.dir, &to.dir);
         self.replace(upper, &from, &to, node, target)?;
         Ok(true)
     }
@@ -210,7 +240,14 @@ impl Overlay {
         let parts = node.parts();
         let own = parts.upper.as_ref().ok_or(Errno::STALE)?;
         if is_merged(&parts) {
-            return self.redirect(upper, &parts, own);
+            // What `.wh..wh..opq` hides is known once the names are.
+            self.with_names(node, |_| ())?;
+            let parts = node.parts();
+            self.redirect(upper, &parts, own)?;
+            for part in &parts.lowers {
+                self.redirected.insert((part.layer, part.path()), node.clone());
+            }
+            return Ok(());
         }
         if to.entry.lower.is_some() && own.opaque() != Opaque::Yes {
             let fd = self.fd(own)?;
@@ -331,6 +368,7 @@ impl Overlay {
         rustix::fs::mkdirat(upper.work(), &temp.name, rustix::fs::Mode::RWXU)?;
         temp.set_dir();
         let fresh = crate::layer::dir::open_beneath(upper.work(), temp.bytes(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        self.dress_as(own, fresh.as_fd())?;
         upper.set_opaque(fresh.as_fd(), &self.layers.names)?;
         rustix::fs::renameat_with(upper.work(), &temp.name, to.fd(), to.name(), RenameFlags::EXCHANGE)?;
         Ok(())

@@ -13,23 +13,29 @@ struct Identity {
 
 thread_local! {
     static PREPARED: Cell<bool> = const { Cell::new(false) };
+    static OWN_FS: Cell<bool> = const { Cell::new(false) };
     static OWN_UMASK: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// `SECBIT_NO_SETUID_FIXUP` of linux/securebits.h: keep capabilities when the filesystem uid leaves 0.
 const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 
-/// Makes this thread fit to act for callers: its own umask (`CLONE_FS` undone) and, where allowed, securebits
-/// that keep its capabilities while the filesystem uid is another's. Repeated calls are free.
+/// Gives this thread a umask (and working directory) of its own. Repeated calls are free.
+fn own_fs() -> bool {
+    if !OWN_FS.get() {
+        // SAFETY: unshare(CLONE_FS) takes no pointers and only gives this thread its own cwd, root and umask.
+        OWN_FS.set(unsafe { libc::unshare(libc::CLONE_FS) } == 0);
+    }
+    OWN_FS.get()
+}
+
+/// Makes this thread fit to act for callers: securebits that keep its capabilities while the filesystem uid is
+/// another's. Repeated calls are free.
 ///
 /// Returns whether the identity can be switched without losing capabilities.
 pub fn prepare_thread() -> bool {
     if PREPARED.get() {
         return true;
-    }
-    // SAFETY: unshare(CLONE_FS) takes no pointers and only gives this thread its own cwd, root and umask.
-    if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
-        return false;
     }
     // SAFETY: prctl with integer arguments only.
     let bits = unsafe { libc::prctl(libc::PR_GET_SECUREBITS) };
@@ -45,15 +51,20 @@ pub fn prepare_thread() -> bool {
     true
 }
 
-/// Sets this thread's umask to `mask`, with a system call only when it changes. The thread must have been
-/// [prepared](prepare_thread): otherwise the umask is shared with other threads.
-pub fn set_umask(mask: u32) {
+/// Sets this thread's umask to `mask`, with a system call only when it changes. False where a thread cannot have
+/// one of its own (a seccomp filter): the caller then masks the mode itself, and nothing is set.
+#[must_use]
+pub fn set_umask(mask: u32) -> bool {
     if OWN_UMASK.get() == Some(mask) {
-        return;
+        return true;
+    }
+    if !own_fs() {
+        return false;
     }
     // SAFETY: umask cannot fail and takes an integer.
     unsafe { libc::umask(mask as libc::mode_t) };
     OWN_UMASK.set(Some(mask));
+    true
 }
 
 /// The thread acts as another owner on filesystems until this is dropped. Gid is taken before uid and both are
