@@ -66,4 +66,3 @@ pub type OpResult<T> = Result<T, OpError>;
 pub(crate) fn os_name(name: &[u8]) -> OsString {
     OsString::from_vec(name.to_vec())
 }
-

@@ -16,10 +16,11 @@ use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle as Fh, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::config::IoMode;
@@ -180,10 +181,19 @@ impl Adapter {
         reply.opened(fh, FopenFlags::FOPEN_KEEP_CACHE);
     }
 
-    fn create(&self, parent: INodeNo, name: &[u8], mode: u32, umask: u32, flags: i32, caller: &Caller, reply: ReplyCreate) {
+    fn create(
+        &self,
+        parent: INodeNo,
+        name: &[u8],
+        (mode, umask): (u32, u32),
+        flags: i32,
+        caller: &Caller,
+        reply: ReplyCreate,
+    ) {
         let made = self.node(parent).and_then(|dir| {
-            let object =
-                self.overlay.with_room(|| self.overlay.create(&dir, name, NewObject::File(mode), umask, caller))?;
+            let object = self
+                .overlay
+                .with_room(|| self.overlay.create(&dir, name, NewObject::File(mode), umask, caller))?;
             let options = OpenOptions { write: open_options(flags).write, truncate: false };
             let file = self.overlay.open(&object.node, options, caller)?;
             Ok((object, file))
@@ -200,7 +210,9 @@ impl Adapter {
             let flags = mode.flags();
             let fh = self.open_handle(file, mode);
             match backing {
-                Some(id) => reply.created_passthrough(&self.attr_ttl(attr.ino), &attr, Generation(0), fh, flags, &id),
+                Some(id) => {
+                    reply.created_passthrough(&self.attr_ttl(attr.ino), &attr, Generation(0), fh, flags, &id)
+                }
                 None => reply.created(&self.ttl(), &attr, Generation(0), fh, flags),
             }
             return;
@@ -406,7 +418,16 @@ impl Filesystem for Fuse {
         }
     }
 
-    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
         let a = &self.0;
         a.counters.count("mknod");
         let new = if mode & libc::S_IFMT == libc::S_IFREG {
@@ -414,7 +435,9 @@ impl Filesystem for Fuse {
         } else {
             NewObject::Node(mode, rdev_from_kernel(rdev))
         };
-        let made = a.node(parent).and_then(|d| a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, umask, &caller(req))));
+        let made = a.node(parent).and_then(|d| {
+            a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, umask, &caller(req)))
+        });
         a.reply_entry(reply, "mknod", made);
     }
 
@@ -422,7 +445,9 @@ impl Filesystem for Fuse {
         let a = &self.0;
         a.counters.count("mkdir");
         let new = NewObject::Dir(mode & 0o7777);
-        let made = a.node(parent).and_then(|d| a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, umask, &caller(req))));
+        let made = a.node(parent).and_then(|d| {
+            a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, umask, &caller(req)))
+        });
         a.reply_entry(reply, "mkdir", made);
     }
 
@@ -448,7 +473,9 @@ impl Filesystem for Fuse {
         let a = &self.0;
         a.counters.count("symlink");
         let new = NewObject::Symlink(target.as_os_str().as_bytes());
-        let made = a.node(parent).and_then(|d| a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, 0, &caller(req))));
+        let made = a.node(parent).and_then(|d| {
+            a.overlay.with_room(|| a.overlay.create(&d, name.as_bytes(), new, 0, &caller(req)))
+        });
         a.reply_entry(reply, "symlink", made);
     }
 
@@ -525,7 +552,7 @@ impl Filesystem for Fuse {
             // Remembered by the kernel: MKNOD follows, and there will be no handle to release.
             return reply.error(errno(Errno::NOSYS));
         }
-        self.0.create(parent, name.as_bytes(), mode & 0o7777, umask, flags, &caller(req), reply);
+        self.0.create(parent, name.as_bytes(), (mode & 0o7777, umask), flags, &caller(req), reply);
     }
 
     fn read(
@@ -586,7 +613,8 @@ impl Filesystem for Fuse {
         }
         let data = data.to_vec();
         self.run(ino, true, move |a| {
-            let written = a.overlay.with_room(|| a.overlay.write(&node, offset, &data, kill.as_ref(), cached));
+            let written =
+                a.overlay.with_room(|| a.overlay.write(&node, offset, &data, kill.as_ref(), cached));
             finish(written, reply);
         });
     }
@@ -661,7 +689,8 @@ impl Filesystem for Fuse {
             while let Some(entry) = entries.next_entry()? {
                 let attr = shown_or_unknown(&entry);
                 // The kernel takes a reference to every name but these two, and to none without a node.
-                let node = entry.object.as_ref().ok().filter(|_| &*entry.name != b"." && &*entry.name != b"..");
+                let node =
+                    entry.object.as_ref().ok().filter(|_| &*entry.name != b"." && &*entry.name != b"..");
                 let counts = node.is_some();
                 if let Some(object) = node {
                     a.overlay.table().add_lookup(&object.node);
@@ -699,7 +728,9 @@ impl Filesystem for Fuse {
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         self.0.counters.count("statfs");
         match self.0.overlay.statfs() {
-            Ok(s) => reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize),
+            Ok(s) => {
+                reply.statfs(s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize)
+            }
             Err(e) => reply.error(note("statfs", &e)),
         }
     }
@@ -812,12 +843,22 @@ impl Filesystem for Fuse {
         reply.error(errno(Errno::NOSYS));
     }
 
-    fn fallocate(&self, req: &Request, ino: INodeNo, _fh: Fh, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    fn fallocate(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: Fh,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         self.0.counters.count("fallocate");
         let caller = caller(req);
         self.run(ino, true, move |a| {
-            let done =
-                a.node(ino).and_then(|n| a.overlay.with_room(|| a.overlay.fallocate(&n, mode as u32, offset, length, &caller)));
+            let done = a.node(ino).and_then(|n| {
+                a.overlay.with_room(|| a.overlay.fallocate(&n, mode as u32, offset, length, &caller))
+            });
             match done {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(note("fallocate", &e)),

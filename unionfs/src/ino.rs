@@ -62,10 +62,10 @@ impl InoMap {
 
     /// The number of the object `ino` on the filesystem `dev`.
     pub fn number(&self, dev: u64, ino: u64) -> u64 {
-        if !self.displaced.is_empty() {
-            if let Some(number) = self.displaced.get(&(dev, ino)) {
-                return *number;
-            }
+        if !self.displaced.is_empty()
+            && let Some(number) = self.displaced.get(&(dev, ino))
+        {
+            return *number;
         }
         let index = self.index(dev);
         let fits = ino >> REAL_BITS == 0 && (index == 0 || self.compose && index < COUNTED);

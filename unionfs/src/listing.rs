@@ -192,10 +192,11 @@ impl Listing {
     pub fn update(&mut self, name: &Arc<[u8]>, change: impl FnOnce(&mut Entry)) {
         let entry = self.entry(name.clone());
         change(entry);
-        if entry.lower.is_none() && entry.upper == InUpper::default() {
-            if let Ok(at) = self.place(name) {
-                self.entries.remove(&at);
-            }
+        if entry.lower.is_none()
+            && entry.upper == InUpper::default()
+            && let Ok(at) = self.place(name)
+        {
+            self.entries.remove(&at);
         }
     }
 
@@ -246,8 +247,11 @@ mod tests {
     const WH: Found = Found { object: None, whiteout: false, whiteout_file: true };
 
     fn visible(listing: &Listing) -> Vec<String> {
-        let mut names: Vec<_> =
-            listing.after(0, 1000).into_iter().map(|(_, n)| String::from_utf8_lossy(&n).into_owned()).collect();
+        let mut names: Vec<_> = listing
+            .after(0, 1000)
+            .into_iter()
+            .map(|(_, n)| String::from_utf8_lossy(&n).into_owned())
+            .collect();
         names.sort();
         names
     }

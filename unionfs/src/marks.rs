@@ -12,8 +12,11 @@ pub const OPAQUE_ENTRY: &[u8] = b".wh..wh..opq";
 /// fuse-overlayfs' own opaque mark.
 pub const FUSE_OVERLAYFS_OPAQUE: &CStr = c"user.fuseoverlayfs.opaque";
 /// Ownership, mode and type that the backing cannot store; the first that exists counts.
-pub const OVERRIDE_STAT: [&CStr; 3] =
-    [c"user.containers.override_stat", c"user.fuseoverlayfs.override_stat", c"security.fuseoverlayfs.override_stat"];
+pub const OVERRIDE_STAT: [&CStr; 3] = [
+    c"user.containers.override_stat",
+    c"user.fuseoverlayfs.override_stat",
+    c"security.fuseoverlayfs.override_stat",
+];
 
 /// How a directory entry's name reads as a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,7 +309,17 @@ mod tests {
             assert_eq!((parsed.file_type, parsed.rdev), (kind, rdev), "{text}");
             assert_eq!(parsed.to_bytes(), text.as_bytes());
         }
-        for bad in ["", "0", "0:0", "a:0:755", "0:0:999", "0:0:755:what", "0:0:755:char", "0:0:755:char-1", "0:0:755:file:x"] {
+        for bad in [
+            "",
+            "0",
+            "0:0",
+            "a:0:755",
+            "0:0:999",
+            "0:0:755:what",
+            "0:0:755:char",
+            "0:0:755:char-1",
+            "0:0:755:file:x",
+        ] {
             assert_eq!(OverrideStat::parse(bad.as_bytes()), None, "{bad}");
         }
         assert_eq!(OverrideStat::parse(b"0:0:100755").unwrap().file_type, Some(libc::S_IFREG));
@@ -317,10 +330,15 @@ mod tests {
         let names = MarkNames::trusted();
         assert_eq!(names.shown(b"trusted.overlay.opaque"), None);
         assert_eq!(names.shown(b"trusted.overlay.layerfs.ino"), None);
-        assert_eq!(names.shown(b"trusted.overlay.overlay.opaque").as_deref(), Some(&b"trusted.overlay.opaque"[..]));
+        assert_eq!(
+            names.shown(b"trusted.overlay.overlay.opaque").as_deref(),
+            Some(&b"trusted.overlay.opaque"[..])
+        );
         assert_eq!(names.shown(b"user.overlay.opaque").as_deref(), Some(&b"user.overlay.opaque"[..]));
         assert_eq!(names.shown(b"user.containers.override_stat"), None);
-        for name in [&b"trusted.overlay.opaque"[..], b"trusted.overlay.overlay.x", b"user.x", b"trusted.overlayx"] {
+        for name in
+            [&b"trusted.overlay.opaque"[..], b"trusted.overlay.overlay.x", b"user.x", b"trusted.overlayx"]
+        {
             let stored = names.stored(name).unwrap();
             assert_eq!(names.shown(stored.to_bytes()).as_deref(), Some(name));
             assert!(names.is_copied(stored.to_bytes()));

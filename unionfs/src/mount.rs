@@ -240,16 +240,17 @@ impl Mounted {
         let Self { session, adapter, attached } = self;
         let result = session.run().map_err(MountError::Serve);
         // The device is closed: if the mount is still in the tree it is dead, and must not be left there.
-        if result.is_err() {
-            if let Err(e) = attached.detach() {
-                tracing::debug!("unmount at the end: {e}");
-            }
+        if result.is_err()
+            && let Err(e) = attached.detach()
+        {
+            tracing::debug!("unmount at the end: {e}");
         }
         if let Some(upper) = &adapter.overlay.layers().upper {
-            if adapter.overlay.layers().config.volatile && result.is_ok() {
-                if let Err(e) = upper.clear_volatile() {
-                    tracing::error!("take the volatile marker away: {e}");
-                }
+            if adapter.overlay.layers().config.volatile
+                && result.is_ok()
+                && let Err(e) = upper.clear_volatile()
+            {
+                tracing::error!("take the volatile marker away: {e}");
             }
             if let Err(e) = upper.clean_work() {
                 tracing::error!("clean the work directory: {e}");

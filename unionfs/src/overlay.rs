@@ -355,11 +355,7 @@ impl Overlay {
 
     /// Where an upper non-directory is: the directory's descriptor and the name in it, checked against a change of
     /// place meanwhile; or its own descriptor.
-    fn with_upper<T>(
-        &self,
-        node: &Node,
-        act: impl Fn(UpperPlace<'_>) -> Result<T, Errno>,
-    ) -> OpResult<T> {
+    fn with_upper<T>(&self, node: &Node, act: impl Fn(UpperPlace<'_>) -> Result<T, Errno>) -> OpResult<T> {
         loop {
             let (parent, name, held, ino) = {
                 let place = node.place.read();
@@ -379,7 +375,8 @@ impl Overlay {
                 // Renamed or removed since: look where it is now, unless it has not moved.
                 Err(Errno::NOENT | Errno::STALE) => {
                     let place = node.place.read();
-                    let unmoved = *place.name == *name && place.upper.as_ref().is_some_and(|u| u.held.is_none());
+                    let unmoved =
+                        *place.name == *name && place.upper.as_ref().is_some_and(|u| u.held.is_none());
                     if unmoved {
                         return Err(Errno::STALE.into());
                     }

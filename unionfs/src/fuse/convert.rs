@@ -24,7 +24,9 @@ fn system_time(t: Time) -> SystemTime {
 /// seconds and nanoseconds are still both there to be taken apart again.
 fn kernel_time(t: SystemTime) -> Time {
     match t.duration_since(UNIX_EPOCH) {
-        Ok(after) => Time { sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), nsec: after.subsec_nanos() },
+        Ok(after) => {
+            Time { sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), nsec: after.subsec_nanos() }
+        }
         Err(before) => {
             let before = before.duration();
             let sec = i64::try_from(before.as_secs()).map_or(i64::MIN, |s| -s);

@@ -65,7 +65,8 @@ impl Passthrough {
     ) -> (OpenMode, Option<Arc<BackingId>>) {
         let mut opens = self.0.entry(file.node().ino).or_default();
         // Writes that the kernel does itself would leave set-id bits and file capabilities in place.
-        let allowed = file.is_upper && !(write && (file.node().may_have_set_id() || has_capability_xattr(file)));
+        let allowed =
+            file.is_upper && !(write && (file.node().may_have_set_id() || has_capability_xattr(file)));
         if allowed && opens.cached == 0 {
             let backing = match &opens.backing {
                 Some(backing) => Some(backing.clone()),

@@ -19,8 +19,11 @@ pub type LayerNo = u16;
 pub const UPPER: LayerNo = LayerNo::MAX;
 
 /// How every directory of a layer is opened; without write, never through a symlink.
-const DIR_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+const DIR_FLAGS: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NONBLOCK);
 
 /// Runs `call`, once more after closing cached descriptors when the process has run out of them.
 pub fn with_fds<T>(fds: &FdCache, call: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
@@ -111,7 +114,14 @@ pub struct LayerDir {
 
 impl LayerDir {
     /// The root of a layer, on an open descriptor.
-    pub fn root(layer: LayerNo, index: Option<EntryId>, attr: &Attr, opaque: Opaque, flags: DirFlags, fd: Arc<CachedFd>) -> Arc<Self> {
+    pub fn root(
+        layer: LayerNo,
+        index: Option<EntryId>,
+        attr: &Attr,
+        opaque: Opaque,
+        flags: DirFlags,
+        fd: Arc<CachedFd>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             layer,
             index,

@@ -21,11 +21,19 @@ impl Layers {
     ///
     /// # Errors
     /// What reading a directory can fail with.
-    pub fn hard_links(&self, lower: &Lower, near: &Arc<LayerDir>, name: &[u8], attr: &Attr) -> Result<Vec<Vec<u8>>, Errno> {
+    pub fn hard_links(
+        &self,
+        lower: &Lower,
+        near: &Arc<LayerDir>,
+        name: &[u8],
+        attr: &Attr,
+    ) -> Result<Vec<Vec<u8>>, Errno> {
         let key = (attr.dev, attr.ino);
         if let (Some(index), Some(dir)) = (lower.index(), near.index) {
             let found = index.lookup(dir, name).and_then(|id| match id {
-                Some(id) => index.hard_links(id)?.into_iter().map(|id| index.path(id)).collect::<Result<Vec<_>, _>>(),
+                Some(id) => {
+                    index.hard_links(id)?.into_iter().map(|id| index.path(id)).collect::<Result<Vec<_>, _>>()
+                }
                 None => Ok(Vec::new()),
             });
             match found {
@@ -39,10 +47,10 @@ impl Layers {
         }
         let mut here = HardLinks::default();
         self.collect(near, &near.path(), &mut here)?;
-        if let Some(paths) = here.0.remove(&key) {
-            if paths.len() >= attr.nlink as usize {
-                return Ok(paths);
-            }
+        if let Some(paths) = here.0.remove(&key)
+            && paths.len() >= attr.nlink as usize
+        {
+            return Ok(paths);
         }
         let mut all = HardLinks::default();
         let mut pending = vec![(lower.root.clone(), Vec::new())];
@@ -64,7 +72,12 @@ impl Layers {
     }
 
     /// Notes the hard-linked objects of one directory; returns its subdirectories.
-    fn collect(&self, dir: &Arc<LayerDir>, path: &[u8], into: &mut HardLinks) -> Result<Vec<Arc<[u8]>>, Errno> {
+    fn collect(
+        &self,
+        dir: &Arc<LayerDir>,
+        path: &[u8],
+        into: &mut HardLinks,
+    ) -> Result<Vec<Arc<[u8]>>, Errno> {
         let scan = self.scan(dir)?;
         let fd = dir.fd(&self.context)?;
         let mut directories = Vec::new();

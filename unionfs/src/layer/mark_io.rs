@@ -53,7 +53,11 @@ pub struct DirMarks {
 }
 
 /// Reads a directory's marks. `lower`: both namespaces' opaque marks count there, only the mount's own in the upper.
-pub fn dir_marks(source: &(impl XattrSource + ?Sized), names: &MarkNames, lower: bool) -> Result<DirMarks, Errno> {
+pub fn dir_marks(
+    source: &(impl XattrSource + ?Sized),
+    names: &MarkNames,
+    lower: bool,
+) -> Result<DirMarks, Errno> {
     let mut marks = DirMarks::default();
     // One call answers for the many directories without any xattr.
     let present = source.names()?;
@@ -66,7 +70,8 @@ pub fn dir_marks(source: &(impl XattrSource + ?Sized), names: &MarkNames, lower:
     }
     // Privileged, layers made with either namespace are read; with `userxattr` only its own, as the kernel does.
     let both = [MarkNames::trusted().opaque, MarkNames::user().opaque];
-    let opaque_names = if lower && names.is_trusted() { &both[..] } else { std::slice::from_ref(&names.opaque) };
+    let opaque_names =
+        if lower && names.is_trusted() { &both[..] } else { std::slice::from_ref(&names.opaque) };
     for name in opaque_names {
         if marks.opaque == Opaque::No && has(name) {
             marks.opaque = source.get(name)?.map_or(Opaque::No, |v| Opaque::parse(&v));

@@ -70,7 +70,12 @@ impl Layers {
     }
 
     /// Runs `read` on the index entry of an object, or `None` where the disk has to be asked.
-    pub(crate) fn indexed<T>(&self, dir: &LayerDir, name: &[u8], read: impl FnOnce(&Entry<'_>) -> T) -> Option<Result<T, Errno>> {
+    pub(crate) fn indexed<T>(
+        &self,
+        dir: &LayerDir,
+        name: &[u8],
+        read: impl FnOnce(&Entry<'_>) -> T,
+    ) -> Option<Result<T, Errno>> {
         let (index, id) = match self.entry_of(dir, name)? {
             Ok(found) => found,
             Err(e) => return Some(Err(e)),
@@ -142,10 +147,11 @@ impl Layers {
     /// What fstat(2) lists.
     pub fn stat_open(&self, dir_may_override: bool, fd: impl AsFd) -> Result<Attr, Errno> {
         let mut attr = stat_fd(&fd)?;
-        if dir_may_override && matches!(attr.kind(), Kind::File | Kind::Dir) {
-            if let Some(found) = override_stat(&Target::Fd(fd.as_fd()))? {
-                apply(found, &mut attr);
-            }
+        if dir_may_override
+            && matches!(attr.kind(), Kind::File | Kind::Dir)
+            && let Some(found) = override_stat(&Target::Fd(fd.as_fd()))?
+        {
+            apply(found, &mut attr);
         }
         Ok(attr)
     }
@@ -172,10 +178,10 @@ impl Layers {
     /// # Errors
     /// What readlink(2) lists.
     pub fn readlink(&self, dir: &Arc<LayerDir>, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        if let Some(answer) = self.indexed(dir, name, |entry| entry.symlink.map(<[u8]>::to_vec)) {
-            if let Some(target) = answer? {
-                return Ok(target);
-            }
+        if let Some(answer) = self.indexed(dir, name, |entry| entry.symlink.map(<[u8]>::to_vec))
+            && let Some(target) = answer?
+        {
+            return Ok(target);
         }
         let fd = dir.fd(&self.context)?;
         match rustix::fs::readlinkat(fd.as_fd(), name, Vec::with_capacity(256)) {
@@ -209,7 +215,9 @@ impl Layers {
         let flags = flags | OFlags::NONBLOCK;
         if dir.layer == UPPER && !self.config.flags.noatime {
             let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            return with_fds(&self.context.fds, || rustix::fs::openat(fd.as_fd(), name, flags, Mode::empty()));
+            return with_fds(&self.context.fds, || {
+                rustix::fs::openat(fd.as_fd(), name, flags, Mode::empty())
+            });
         }
         with_fds(&self.context.fds, || open_beneath(fd.as_fd(), name, flags))
     }
@@ -232,13 +240,24 @@ impl Layers {
                 }
                 let marks = dir_marks(&entry, &self.names, lower)?;
                 let place = (dir.dev, entry.stat.ino);
-                let child =
-                    LayerDir::child(dir, name.clone(), Some(id), place, marks.opaque, marks.flags, None, &self.context.fds);
+                let child = LayerDir::child(
+                    dir,
+                    name.clone(),
+                    Some(id),
+                    place,
+                    marks.opaque,
+                    marks.flags,
+                    None,
+                    &self.context.fds,
+                );
                 return Ok((child, marks));
             }
         }
         // An index that must be compared with the directory still tells where in it the directory is.
-        let index_id = dir.index.zip(self.index_of(dir.layer)).and_then(|(id, index)| index.lookup(id, name).ok().flatten());
+        let index_id = dir
+            .index
+            .zip(self.index_of(dir.layer))
+            .and_then(|(id, index)| index.lookup(id, name).ok().flatten());
         let parent = dir.fd(&self.context)?;
         let fd = with_fds(&self.context.fds, || open_dir(parent.as_fd(), name))?;
         let attr = stat_fd(&fd)?;
@@ -246,8 +265,16 @@ impl Layers {
         // Below a mount point of another filesystem the index (made of one filesystem) has nothing to say.
         let index_id = index_id.filter(|_| attr.dev == dir.dev);
         let place = (attr.dev, attr.ino);
-        let child =
-            LayerDir::child(dir, name.clone(), index_id, place, marks.opaque, marks.flags, Some(fd), &self.context.fds);
+        let child = LayerDir::child(
+            dir,
+            name.clone(),
+            index_id,
+            place,
+            marks.opaque,
+            marks.flags,
+            Some(fd),
+            &self.context.fds,
+        );
         Ok((child, marks))
     }
 }
@@ -278,14 +305,19 @@ impl Layers {
     ///
     /// # Errors
     /// What reading the index fails with; the index is not used any more then.
-    pub fn indexed_dir(&self, index: &LayerIndex, id: EntryId, dir: &LayerDir) -> Result<Attr, crate::index::IndexError> {
+    pub fn indexed_dir(
+        &self,
+        index: &LayerIndex,
+        id: EntryId,
+        dir: &LayerDir,
+    ) -> Result<Attr, crate::index::IndexError> {
         match index.entry(id) {
             Ok(entry) => {
                 let mut attr = indexed_attr(&entry, dir.dev);
-                if self.overrides(dir.layer) {
-                    if let Ok(Some(found)) = override_stat(&entry) {
-                        apply(found, &mut attr);
-                    }
+                if self.overrides(dir.layer)
+                    && let Ok(Some(found)) = override_stat(&entry)
+                {
+                    apply(found, &mut attr);
                 }
                 Ok(attr)
             }

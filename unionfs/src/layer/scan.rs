@@ -62,13 +62,13 @@ impl Layers {
     /// # Errors
     /// What openat(2) and getdents(2) list.
     pub fn scan(&self, dir: &Arc<LayerDir>) -> Result<Scan, Errno> {
-        if let (Some(lower), Some(id)) = (self.lower(dir.layer), dir.index) {
-            if let Some(index) = lower.index() {
-                match self.scan_index(dir, index, id, lower.immutable) {
-                    Ok(Some(scan)) => return Ok(scan),
-                    Ok(None) => lower.distrust_index(&"the directory has changed since it was made"),
-                    Err(e) => lower.distrust_index(&e),
-                }
+        if let (Some(lower), Some(id)) = (self.lower(dir.layer), dir.index)
+            && let Some(index) = lower.index()
+        {
+            match self.scan_index(dir, index, id, lower.immutable) {
+                Ok(Some(scan)) => return Ok(scan),
+                Ok(None) => lower.distrust_index(&"the directory has changed since it was made"),
+                Err(e) => lower.distrust_index(&e),
             }
         }
         self.scan_directory(dir)
@@ -132,7 +132,8 @@ impl Layers {
             let (kind, whiteout) = match entry.file_type() {
                 FileType::Directory => (Kind::Dir, false),
                 FileType::RegularFile => {
-                    let whiteout = dir.opaque() == Opaque::XattrWhiteouts && self.is_xattr_whiteout(&list, name, dir)?;
+                    let whiteout =
+                        dir.opaque() == Opaque::XattrWhiteouts && self.is_xattr_whiteout(&list, name, dir)?;
                     (Kind::File, whiteout)
                 }
                 FileType::CharacterDevice | FileType::Unknown => match stat_at(&list, name) {

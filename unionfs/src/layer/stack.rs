@@ -44,7 +44,9 @@ pub enum StackError {
     #[error("{0} lower layers given; a mount takes 1 to {MAX_LOWERS}")]
     Count(usize),
     /// Upper and work are on different filesystems.
-    #[error("workdir {work:?} is not on the filesystem of upperdir {upper:?}; files are moved between them by rename: put workdir beside upperdir")]
+    #[error(
+        "workdir {work:?} is not on the filesystem of upperdir {upper:?}; files are moved between them by rename: put workdir beside upperdir"
+    )]
     WorkElsewhere {
         /// The work directory.
         work: PathBuf,
@@ -66,7 +68,9 @@ pub enum StackError {
         path: PathBuf,
     },
     /// The upper was mounted volatile and not unmounted cleanly.
-    #[error("upperdir {upper:?} was mounted volatile and not cleanly unmounted: its data may be incomplete; discard it, or remove {marker:?} to use it as it is")]
+    #[error(
+        "upperdir {upper:?} was mounted volatile and not cleanly unmounted: its data may be incomplete; discard it, or remove {marker:?} to use it as it is"
+    )]
     Dirty {
         /// The upper.
         upper: PathBuf,
@@ -113,7 +117,9 @@ impl Layers {
         check_lowers(&config.lowers, &opened)?;
         let fds = FdCache::new(fd_budget);
         let (upper, names) = match &config.upper {
-            Some(spec) => open_upper(spec, &config, &opened, &fds).map(|(upper, names)| (Some(upper), names))?,
+            Some(spec) => {
+                open_upper(spec, &config, &opened, &fds).map(|(upper, names)| (Some(upper), names))?
+            }
             None => (None, read_names(config.marks)),
         };
         let mut lowers = Vec::with_capacity(opened.len());
@@ -141,7 +147,8 @@ fn open_root(role: &'static str, path: &Path) -> Result<(OwnedFd, Attr), StackEr
 /// the kernel's overlayfs does the same. A mountpoint inside a layer then leads into no mount of ours.
 fn private_clone(fd: OwnedFd) -> OwnedFd {
     use rustix::mount::OpenTreeFlags;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let clone = rustix::mount::open_tree(&fd, c"", flags).and_then(|tree| {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(&tree, c".", flags, Mode::empty())
@@ -159,13 +166,16 @@ fn check_lowers(specs: &[LowerSpec], opened: &[(OwnedFd, Attr)]) -> Result<(), S
     }
     // One lower inside another would show every object in it twice. (An upper inside a lower is allowed, as by the
     // kernel: `lowerdir=/` could not be mounted otherwise.)
-    let canonical: Vec<_> = specs.iter().map(|s| s.path.canonicalize().unwrap_or_else(|_| s.path.clone())).collect();
-    let by_path: HashMap<&Path, usize> = canonical.iter().enumerate().map(|(i, p)| (p.as_path(), i)).collect();
+    let canonical: Vec<_> =
+        specs.iter().map(|s| s.path.canonicalize().unwrap_or_else(|_| s.path.clone())).collect();
+    let by_path: HashMap<&Path, usize> =
+        canonical.iter().enumerate().map(|(i, p)| (p.as_path(), i)).collect();
     for (inner, path) in canonical.iter().enumerate() {
         for outer in path.ancestors().skip(1).filter_map(|a| by_path.get(a).copied()) {
             let (fd, _) = &opened[outer];
             if is_beneath((fd, &specs[outer].path), (&opened[inner].1, &specs[inner].path)) {
-                let what = format!("lowerdir {:?} is inside lowerdir {:?}", specs[inner].path, specs[outer].path);
+                let what =
+                    format!("lowerdir {:?} is inside lowerdir {:?}", specs[inner].path, specs[outer].path);
                 return Err(StackError::Overlap { what });
             }
         }
@@ -180,13 +190,17 @@ fn same(a: &Attr, b: &Attr) -> bool {
 /// True when `inner` is a directory somewhere beneath `outer` as `outer` shows it (a mount that covers the way
 /// makes the two separate).
 fn is_beneath(outer: (&OwnedFd, &Path), inner: (&Attr, &Path)) -> bool {
-    let (Ok(outer_path), Ok(inner_path)) = (outer.1.canonicalize(), inner.1.canonicalize()) else { return false };
+    let (Ok(outer_path), Ok(inner_path)) = (outer.1.canonicalize(), inner.1.canonicalize()) else {
+        return false;
+    };
     let Ok(rest) = inner_path.strip_prefix(&outer_path) else { return false };
     if rest.as_os_str().is_empty() {
         return false;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(fd) = rustix::fs::openat(outer.0, rest.as_os_str().as_bytes(), flags, Mode::empty()) else { return false };
+    let Ok(fd) = rustix::fs::openat(outer.0, rest.as_os_str().as_bytes(), flags, Mode::empty()) else {
+        return false;
+    };
     stat_fd(&fd).is_ok_and(|attr| same(&attr, inner.0))
 }
 
@@ -340,8 +354,13 @@ fn prepare_work(spec: &UpperSpec, work_fd: &OwnedFd) -> Result<OwnedFd, StackErr
         other => other,
     }
     .map_err(error("open `work` in it"))?;
-    if rustix::fs::accessat(&work, c"incompat/volatile", rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty())
-        .is_ok()
+    if rustix::fs::accessat(
+        &work,
+        c"incompat/volatile",
+        rustix::fs::Access::EXISTS,
+        rustix::fs::AtFlags::empty(),
+    )
+    .is_ok()
     {
         let marker = spec.work.join("work/incompat/volatile");
         return Err(StackError::Dirty { upper: spec.upper.clone(), marker });

@@ -170,7 +170,8 @@ impl Upper {
                 rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0)
             }
             WhiteoutForm::Xattr => {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+                let flags =
+                    OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
                 let file = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
                 xattr::set(Target::Fd(file.as_fd()), &names.whiteout, b"", 0)
             }

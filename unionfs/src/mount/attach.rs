@@ -46,7 +46,11 @@ fn open_device() -> io::Result<OwnedFd> {
 }
 
 /// Mounts, and returns the descriptor on which requests arrive.
-pub(super) fn attach(flags: &MountFlags, given: &Path, target: &Path) -> Result<(OwnedFd, Attached), MountError> {
+pub(super) fn attach(
+    flags: &MountFlags,
+    given: &Path,
+    target: &Path,
+) -> Result<(OwnedFd, Attached), MountError> {
     let direct = match open_device() {
         Ok(device) => match mount_direct(flags, target, &device) {
             Ok(()) => Ok(device),
@@ -111,7 +115,8 @@ fn mount_by_helper(
     target: &Path,
     first: &MountError,
 ) -> Result<OwnedFd, MountError> {
-    let fail = |source: io::Error, hint: String| MountError::Mount { path: given.to_path_buf(), source, hint };
+    let fail =
+        |source: io::Error, hint: String| MountError::Mount { path: given.to_path_buf(), source, hint };
     let (ours, theirs) = socket_pair().map_err(|e| fail(e, String::new()))?;
     let mut options = format!("default_permissions,subtype=layerfs,fsname={}", escape(&flags.source));
     for (on, word) in [
@@ -177,10 +182,10 @@ fn receive_device(socket: &OwnedFd) -> io::Result<OwnedFd> {
     let mut data = [io::IoSliceMut::new(&mut byte)];
     rustix::net::recvmsg(socket, &mut data, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            if let Some(fd) = fds.next() {
-                return Ok(fd);
-            }
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message
+            && let Some(fd) = fds.next()
+        {
+            return Ok(fd);
         }
     }
     Err(io::Error::new(io::ErrorKind::UnexpectedEof, "fusermount3 passed no device"))
@@ -207,7 +212,9 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut at = 0;
     while let Some(&byte) = field.get(at) {
-        let octal = field.get(at + 1..at + 4).filter(|d| byte == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        let octal = field
+            .get(at + 1..at + 4)
+            .filter(|d| byte == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
         match octal {
             Some(d) => {
                 plain.push((d[0] - b'0') << 6 | (d[1] - b'0') << 3 | (d[2] - b'0'));

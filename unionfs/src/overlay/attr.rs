@@ -55,10 +55,10 @@ impl Overlay {
     pub(super) fn stat_node(&self, node: &Arc<Node>) -> OpResult<Attr> {
         if let Some(state) = node.dir() {
             let mut attr = self.stat_dir(&node.parts())?;
-            if let Some((disk, shown)) = *state.ctime.lock() {
-                if attr.ctime == disk {
-                    attr.ctime = shown;
-                }
+            if let Some((disk, shown)) = *state.ctime.lock()
+                && attr.ctime == disk
+            {
+                attr.ctime = shown;
             }
             if node.place.read().parent.is_none() && !Arc::ptr_eq(node, &self.root) {
                 attr.nlink = 0;
@@ -118,10 +118,10 @@ impl Overlay {
 
     /// Attributes of one layer's directory.
     pub(super) fn stat_layer_dir(&self, dir: &Arc<LayerDir>) -> OpResult<Attr> {
-        if let (Some(index), Some(id)) = (self.layers.immutable_index(dir.layer), dir.index) {
-            if let Ok(attr) = self.layers.indexed_dir(index, id, dir) {
-                return Ok(attr);
-            }
+        if let (Some(index), Some(id)) = (self.layers.immutable_index(dir.layer), dir.index)
+            && let Ok(attr) = self.layers.indexed_dir(index, id, dir)
+        {
+            return Ok(attr);
         }
         let fd = self.fd(dir)?;
         Ok(self.layers.stat_open(self.layers.overrides(dir.layer), fd.as_fd())?)
@@ -207,7 +207,11 @@ impl Overlay {
     }
 
     /// Runs `act` on a node that is in the upper: a directory by its descriptor, others by name.
-    pub(super) fn on_upper<T>(&self, node: &Arc<Node>, act: impl Fn(UpperPlace<'_>) -> Result<T, Errno>) -> OpResult<T> {
+    pub(super) fn on_upper<T>(
+        &self,
+        node: &Arc<Node>,
+        act: impl Fn(UpperPlace<'_>) -> Result<T, Errno>,
+    ) -> OpResult<T> {
         if node.kind == Kind::Dir {
             let dir = self.upper_dir(node)?;
             let fd = self.fd(&dir)?;
@@ -235,7 +239,9 @@ impl Overlay {
             UpperPlace::Held(fd) => by_descriptor(fd, |path| {
                 rustix::fs::chownat(rustix::fs::CWD, path, uid, gid, AtFlags::empty())
             }),
-            UpperPlace::At { fd, name, .. } => rustix::fs::chownat(fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW),
+            UpperPlace::At { fd, name, .. } => {
+                rustix::fs::chownat(fd, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            }
         })?;
         node.mode.store(crate::node::MODE_UNKNOWN, Ordering::Relaxed);
         Ok(())
@@ -263,8 +269,8 @@ impl Overlay {
 
     fn change_times(&self, node: &Arc<Node>, set: &SetAttr) -> OpResult<()> {
         let spec = |time: Option<SetTime>| match time {
-            None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT.into() },
-            Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW.into() },
+            None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+            Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
             Some(SetTime::At(t)) => Timespec { tv_sec: t.sec, tv_nsec: t.nsec.into() },
         };
         let times = Timestamps { last_access: spec(set.atime), last_modification: spec(set.mtime) };
@@ -272,7 +278,9 @@ impl Overlay {
             UpperPlace::Held(fd) => by_descriptor(fd, |path| {
                 rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::empty())
             }),
-            UpperPlace::At { fd, name, .. } => rustix::fs::utimensat(fd, name, &times, AtFlags::SYMLINK_NOFOLLOW),
+            UpperPlace::At { fd, name, .. } => {
+                rustix::fs::utimensat(fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            }
         })
     }
 
@@ -372,7 +380,8 @@ impl Overlay {
             // Not readable by its owner, which counts for a mounter without capabilities.
             Err(_) => self.open_upper(node, OFlags::WRONLY)?,
         };
-        Ok(if data_only { rustix::fs::fdatasync(&fd)? } else { rustix::fs::fsync(&fd)? })
+        let sync = if data_only { rustix::fs::fdatasync(&fd) } else { rustix::fs::fsync(&fd) };
+        Ok(sync?)
     }
 
     /// Makes everything written to the upper durable.
@@ -393,7 +402,7 @@ impl Overlay {
 /// Sets the time of the last change of the content, and leaves that of access.
 pub(super) fn set_mtime(fd: std::os::fd::BorrowedFd<'_>, time: Time) -> Result<(), Errno> {
     let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT.into() },
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
         last_modification: Timespec { tv_sec: time.sec, tv_nsec: time.nsec.into() },
     };
     rustix::fs::futimens(fd, &times)

@@ -33,6 +33,9 @@ pub(crate) enum Need {
     DataUpTo(u64),
 }
 
+/// A name and the directory it is in.
+type NamePlace = (Arc<Node>, Arc<[u8]>);
+
 /// A copy that has no place in the merged view yet.
 enum Draft<'a> {
     /// An unnamed file.
@@ -124,15 +127,15 @@ impl Overlay {
                 let place = node.place.read();
                 (place.parent.clone(), place.name.clone())
             };
-            if let Some(parent) = &parent {
-                if parent.parts().upper.is_none() {
-                    // Renamed to a directory that was not copied up? Renaming copies both up; so it was removed
-                    // and its parent with it, or never copied: do the parent now, without this lock.
-                    drop(_changing);
-                    let parent = parent.clone();
-                    self.copy_up(&parent, Need::Attributes)?;
-                    continue;
-                }
+            if let Some(parent) = &parent
+                && parent.parts().upper.is_none()
+            {
+                // Renamed to a directory that was not copied up? Renaming copies both up; so it was removed
+                // and its parent with it, or never copied: do the parent now, without this lock.
+                drop(_changing);
+                let parent = parent.clone();
+                self.copy_up(&parent, Need::Attributes)?;
+                continue;
             }
             let fail = |step: &'static str| {
                 let name = name.clone();
@@ -140,10 +143,12 @@ impl Overlay {
             };
             return match node.kind {
                 Kind::Dir => self.copy_up_dir(node, parent.as_ref(), &name),
-                _ if node.place.read().upper.is_some() => self.complete_data(node, need).map_err(|e| match e {
-                    OpError::Errno(source) => fail("copy the data")(source),
-                    other => other,
-                }),
+                _ if node.place.read().upper.is_some() => {
+                    self.complete_data(node, need).map_err(|e| match e {
+                        OpError::Errno(source) => fail("copy the data")(source),
+                        other => other,
+                    })
+                }
                 _ => self.copy_up_other(node, parent.as_ref(), &name, need, &siblings),
             };
         }
@@ -180,7 +185,16 @@ impl Overlay {
                 if let (Some(state), Ok(now)) = (node.dir(), stat_fd(&fd)) {
                     *state.ctime.lock() = Some((now.ctime, attr.ctime));
                 }
-                LayerDir::child(&parent_dir, name.clone(), None, place, Opaque::No, DirFlags::default(), Some(fd), fds)
+                LayerDir::child(
+                    &parent_dir,
+                    name.clone(),
+                    None,
+                    place,
+                    Opaque::No,
+                    DirFlags::default(),
+                    Some(fd),
+                    fds,
+                )
             }
             // Removed while somebody is in it: the copy is as nameless as the directory.
             None => {
@@ -204,7 +218,7 @@ impl Overlay {
         parent: Option<&Arc<Node>>,
         name: &Arc<[u8]>,
         need: Need,
-        siblings: &[(Arc<Node>, Arc<[u8]>)],
+        siblings: &[NamePlace],
     ) -> OpResult<()> {
         let upper = self.upper()?;
         let fail = |step: &'static str| move |source| OpError::CopyUp { name: os_name(name), step, source };
@@ -219,13 +233,18 @@ impl Overlay {
             && self.layers.config.metacopy
             && upper.can.xattrs
             && (!by_path || self.path_leads_to(&data)?);
-        let draft = self.draft(upper, &lower, &data, &attr, need, metacopy).map_err(|(step, e)| fail(step)(e))?;
-        let has_origin = self.dress(upper, &draft, &lower, &attr, node.ino).map_err(|(step, e)| fail(step)(e))?;
+        let draft =
+            self.draft(upper, &lower, &data, &attr, need, metacopy).map_err(|(step, e)| fail(step)(e))?;
+        let has_origin =
+            self.dress(upper, &draft, &lower, &attr, node.ino).map_err(|(step, e)| fail(step)(e))?;
         if metacopy {
-            self.mark_metacopy(&draft, by_path.then_some(&data)).map_err(fail("mark the metadata-only copy"))?;
+            self.mark_metacopy(&draft, by_path.then_some(&data))
+                .map_err(fail("mark the metadata-only copy"))?;
         }
         // The mode after the marks: a mounter without capabilities cannot mark what it may not write.
-        if let Some(fd) = draft.target().filter(|_| !self.is_stored_as_file(&attr) || self.layers.overrides(UPPER)) {
+        if let Some(fd) =
+            draft.target().filter(|_| !self.is_stored_as_file(&attr) || self.layers.overrides(UPPER))
+        {
             self.set_mode(fd, &attr).map_err(fail("set the mode"))?;
         }
         if !metacopy && attr.kind() == Kind::File && attr.size > 0 && !self.layers.config.volatile {
@@ -252,7 +271,9 @@ impl Overlay {
                 let keep = stat_fd(fd.as_fd()).map_err(fail("stat the parent"))?;
                 self.mark_impure(&dir).map_err(fail("mark the parent"))?;
                 match draft {
-                    Draft::Unnamed(file) => link_open(file.as_fd(), fd.as_fd(), name).map_err(fail("publish"))?,
+                    Draft::Unnamed(file) => {
+                        link_open(file.as_fd(), fd.as_fd(), name).map_err(fail("publish"))?
+                    }
                     Draft::Named(temp, _) => {
                         rename_new(upper.work(), temp.bytes(), fd.as_fd(), name).map_err(fail("publish"))?;
                         temp.published();
@@ -264,9 +285,8 @@ impl Overlay {
             None => {
                 let fd = match draft {
                     Draft::Unnamed(file) | Draft::Named(_, Some(file)) => file,
-                    Draft::Named(temp, None) => {
-                        open_beneath(upper.work(), temp.bytes(), OFlags::PATH).map_err(fail("keep the copy"))?
-                    }
+                    Draft::Named(temp, None) => open_beneath(upper.work(), temp.bytes(), OFlags::PATH)
+                        .map_err(fail("keep the copy"))?,
                 };
                 held = Some(HeldFd::new(fd, &self.held));
             }
@@ -294,7 +314,10 @@ impl Overlay {
 
     /// The object with the data: the lower itself, or what it is a metadata-only copy of.
     fn data_of(&self, node: &Node, lower: &Object, attr: &Attr) -> OpResult<Object> {
-        if attr.kind() == Kind::File && attr.size > 0 && (lower.dir.is_impure() || attr.blocks * 512 < attr.size) {
+        if attr.kind() == Kind::File
+            && attr.size > 0
+            && (lower.dir.is_impure() || attr.blocks * 512 < attr.size)
+        {
             let parts = node.place.read().parent.clone().map(|p| p.parts()).unwrap_or_default();
             if let Some(data) = self.metacopy_data(&lower.dir, &lower.name, &parts)? {
                 return Ok(data);
@@ -336,7 +359,10 @@ impl Overlay {
                     Need::DataUpTo(size) => size.min(attr.size),
                     _ => attr.size,
                 };
-                let source = self.layers.open_file(&data.dir, &data.name, OFlags::RDONLY).map_err(at("open the data"))?;
+                let source = self
+                    .layers
+                    .open_file(&data.dir, &data.name, OFlags::RDONLY)
+                    .map_err(at("open the data"))?;
                 copy_data(source.as_fd(), fd, length, length == attr.size).map_err(at("copy the data"))?;
             }
             return Ok(draft);
@@ -344,7 +370,8 @@ impl Overlay {
         let temp = upper.temp();
         if attr.kind() == Kind::Symlink {
             let target = self.layers.readlink(&lower.dir, &lower.name).map_err(at("read the link"))?;
-            rustix::fs::symlinkat(target.as_slice(), upper.work(), &temp.name).map_err(at("make the link"))?;
+            rustix::fs::symlinkat(target.as_slice(), upper.work(), &temp.name)
+                .map_err(at("make the link"))?;
         } else {
             let rdev = rustix::fs::makedev(attr.rdev.0, attr.rdev.1);
             let file_type = FileType::from_raw_mode(attr.mode);
@@ -357,7 +384,8 @@ impl Overlay {
     /// True for objects that the upper keeps as a regular file whose override names the type: those that its
     /// filesystem would show as something else (a device 0:0 is a whiteout), or all with `xattr_permissions`.
     pub(super) fn is_stored_as_file(&self, attr: &Attr) -> bool {
-        attr.is_whiteout_device() || self.layers.overrides(UPPER) && !matches!(attr.kind(), Kind::File | Kind::Dir)
+        attr.is_whiteout_device()
+            || self.layers.overrides(UPPER) && !matches!(attr.kind(), Kind::File | Kind::Dir)
     }
 
     /// Xattrs, owner, mode and our mark of the number. Returns whether the number could be marked.
@@ -387,7 +415,8 @@ impl Overlay {
         self.copy_xattrs(lower, target).map_err(at("copy xattrs"))?;
         if attr.kind() != Kind::Symlink {
             let mode = Mode::from_raw_mode(attr.mode & 0o7777);
-            rustix::fs::chmodat(upper.work(), &temp.name, mode, AtFlags::empty()).map_err(at("set the mode"))?;
+            rustix::fs::chmodat(upper.work(), &temp.name, mode, AtFlags::empty())
+                .map_err(at("set the mode"))?;
         }
         Ok(self.mark_number(upper, target, number))
     }
@@ -444,16 +473,20 @@ impl Overlay {
     }
 
     fn copy_xattrs_of_dir(&self, dir: &Arc<LayerDir>, to: BorrowedFd<'_>) -> Result<(), Errno> {
-        if let (Some(index), Some(id)) = (self.layers.immutable_index(dir.layer), dir.index) {
-            if let Ok(entry) = index.entry(id) {
-                return self.copy_xattrs_from(&entry, Target::Fd(to));
-            }
+        if let (Some(index), Some(id)) = (self.layers.immutable_index(dir.layer), dir.index)
+            && let Ok(entry) = index.entry(id)
+        {
+            return self.copy_xattrs_from(&entry, Target::Fd(to));
         }
         let fd = self.fd(dir)?;
         self.copy_xattrs_from(&Target::Fd(fd.as_fd()), Target::Fd(to))
     }
 
-    fn copy_xattrs_from(&self, from: &dyn crate::layer::mark_io::XattrSource, to: Target<'_>) -> Result<(), Errno> {
+    fn copy_xattrs_from(
+        &self,
+        from: &dyn crate::layer::mark_io::XattrSource,
+        to: Target<'_>,
+    ) -> Result<(), Errno> {
         for name in from.names()? {
             if !self.layers.names.is_copied(&name) {
                 continue;
@@ -574,7 +607,7 @@ impl Overlay {
     }
 
     /// The other visible names of a hard-linked lower object, with their directories copied up.
-    fn other_names(&self, node: &Arc<Node>) -> OpResult<Vec<(Arc<Node>, Arc<[u8]>)>> {
+    fn other_names(&self, node: &Arc<Node>) -> OpResult<Vec<NamePlace>> {
         let place = node.place.read().clone();
         let (Some(lower), None) = (place.lower, place.upper) else { return Ok(Vec::new()) };
         let attr = self.layers.stat_raw(&lower.dir, &lower.name)?;
@@ -584,11 +617,11 @@ impl Overlay {
         let Some(layer) = self.layers.lower(lower.dir.layer) else { return Ok(Vec::new()) };
         let mut names = Vec::new();
         for path in self.layers.hard_links(layer, &lower.dir, &lower.name, &attr)? {
-            if let Some((dir, name)) = self.find_lower_name(&path, &lower, &attr)? {
-                if !node.is_at(&dir, &name) {
-                    self.copy_up(&dir, Need::Attributes)?;
-                    names.push((dir, name));
-                }
+            if let Some((dir, name)) = self.find_lower_name(&path, &lower, &attr)?
+                && !node.is_at(&dir, &name)
+            {
+                self.copy_up(&dir, Need::Attributes)?;
+                names.push((dir, name));
             }
         }
         Ok(names)
@@ -610,7 +643,7 @@ impl Overlay {
     }
 
     /// Where a path of a lower layer shows in the merged view, if it is that object which shows there.
-    fn find_lower_name(&self, path: &[u8], lower: &Object, attr: &Attr) -> OpResult<Option<(Arc<Node>, Arc<[u8]>)>> {
+    fn find_lower_name(&self, path: &[u8], lower: &Object, attr: &Attr) -> OpResult<Option<NamePlace>> {
         let (mut dir, rest) = self.nearest_redirected(lower.dir.layer, path);
         let mut components = rest.split(|b| *b == b'/').peekable();
         while let Some(name) = components.next() {
@@ -643,7 +676,7 @@ impl Overlay {
         node: &Arc<Node>,
         parent: &Arc<Node>,
         name: &[u8],
-        siblings: &[(Arc<Node>, Arc<[u8]>)],
+        siblings: &[NamePlace],
     ) -> u32 {
         let mut made = 0;
         for (dir, other) in siblings {
@@ -657,7 +690,9 @@ impl Overlay {
                 }
                 Err(e) if e.errno() == Errno::EXIST => {}
                 // The copy is in place; a name that it lacks on disk still leads to it in this mount.
-                Err(e) => tracing::error!(name = ?os_name(other), "give a copied-up hard link its other name: {e}"),
+                Err(e) => {
+                    tracing::error!(name = ?os_name(other), "give a copied-up hard link its other name: {e}")
+                }
             }
         }
         made
@@ -697,7 +732,11 @@ impl Drop for Published<'_> {
 /// Path of an object from its layer's root, as an absolute redirect names it.
 pub(super) fn absolute_path(object: &Object) -> Vec<u8> {
     let dir = object.dir.path();
-    if dir.is_empty() { [b"/", &*object.name].concat() } else { [b"/", dir.as_slice(), b"/", &object.name].concat() }
+    if dir.is_empty() {
+        [b"/", &*object.name].concat()
+    } else {
+        [b"/", dir.as_slice(), b"/", &object.name].concat()
+    }
 }
 
 fn write_all(fd: BorrowedFd<'_>, mut data: &[u8]) -> Result<(), Errno> {

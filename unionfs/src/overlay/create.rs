@@ -10,8 +10,8 @@ use super::{Caller, NAME_MAX, Overlay, Reply, UpperPlace};
 use crate::attr::{Attr, Kind};
 use crate::error::{Errno, OpError, OpResult};
 use crate::layer::dir::{DirFlags, LayerDir, open_beneath, stat_at, stat_fd};
-use crate::layer::upper::{Temp, Upper, WhiteoutForm, link_open, whiteout_file_name};
 use crate::layer::object::Object;
+use crate::layer::upper::{Temp, Upper, WhiteoutForm, link_open, whiteout_file_name};
 use crate::listing::{Entry, InUpper};
 use crate::marks::{Opaque, WHITEOUT_PREFIX};
 use crate::node::{Node, Parts, Place, UpperObject};
@@ -140,7 +140,15 @@ impl Overlay {
             if stored {
                 self.mark_impure(&parent)?;
             }
-            self.put_in_place(upper, &stage, temp, parent_fd.as_fd(), &name, in_way, new.kind() == Kind::Dir)?;
+            self.put_in_place(
+                upper,
+                &stage,
+                temp,
+                parent_fd.as_fd(),
+                &name,
+                in_way,
+                new.kind() == Kind::Dir,
+            )?;
             if stored {
                 seen = self.layers.stat(&parent, &name)?;
                 file = None;
@@ -167,7 +175,14 @@ impl Overlay {
     }
 
     /// The node of a new upper object.
-    fn new_node(&self, dir: &Arc<Node>, parent: &Arc<LayerDir>, name: &Arc<[u8]>, real: &Attr, opaque: Opaque) -> Arc<Node> {
+    fn new_node(
+        &self,
+        dir: &Arc<Node>,
+        parent: &Arc<LayerDir>,
+        name: &Arc<[u8]>,
+        real: &Attr,
+        opaque: Opaque,
+    ) -> Arc<Node> {
         let kind = real.kind();
         let place = || {
             let upper = (kind != Kind::Dir).then_some(UpperObject {
@@ -182,7 +197,16 @@ impl Overlay {
             (kind == Kind::Dir).then(|| {
                 let place = (real.dev, real.ino);
                 let fds = &self.layers.context.fds;
-                let child = LayerDir::child(parent, name.clone(), None, place, opaque, DirFlags::default(), None, fds);
+                let child = LayerDir::child(
+                    parent,
+                    name.clone(),
+                    None,
+                    place,
+                    opaque,
+                    DirFlags::default(),
+                    None,
+                    fds,
+                );
                 Parts { upper: Some(child), lowers: Vec::new() }
             })
         };
@@ -481,7 +505,8 @@ fn make(dir: BorrowedFd<'_>, name: &[u8], new: &NewObject<'_>) -> Result<Option<
                 Kind::Dir | Kind::Symlink => return Err(Errno::INVAL),
                 kind => FileType::from_raw_mode(kind.mode_bits()),
             };
-            rustix::fs::mknodat(dir, name, file_type, mode, rustix::fs::makedev(*major, *minor)).map(|()| None)
+            rustix::fs::mknodat(dir, name, file_type, mode, rustix::fs::makedev(*major, *minor))
+                .map(|()| None)
         }
     }
 }

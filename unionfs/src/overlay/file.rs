@@ -83,7 +83,11 @@ impl Overlay {
                     Ok(target) => Ok(target.into_bytes()),
                     // A symlink kept as a file.
                     Err(_) => {
-                        let file = rustix::fs::open(super::attr::proc_path(fd), OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+                        let file = rustix::fs::open(
+                            super::attr::proc_path(fd),
+                            OFlags::RDONLY | OFlags::CLOEXEC,
+                            rustix::fs::Mode::empty(),
+                        )?;
                         let mut target = vec![0; 4096];
                         let n = rustix::io::pread(&file, &mut target, 0)?;
                         target.truncate(n);
@@ -120,10 +124,10 @@ impl Overlay {
             let epoch = {
                 let mut slot = node.file.lock();
                 slot.used = true;
-                if let Some(file) = &slot.file {
-                    if file.writable || !write {
-                        return Ok(file.clone());
-                    }
+                if let Some(file) = &slot.file
+                    && (file.writable || !write)
+                {
+                    return Ok(file.clone());
                 }
                 slot.epoch
             };
@@ -275,7 +279,14 @@ impl Overlay {
     ///
     /// # Errors
     /// EROFS, ENOSPC, EOPNOTSUPP, and what fallocate(2) lists.
-    pub fn fallocate(&self, node: &Arc<Node>, mode: u32, offset: u64, length: u64, caller: &Caller) -> OpResult<()> {
+    pub fn fallocate(
+        &self,
+        node: &Arc<Node>,
+        mode: u32,
+        offset: u64,
+        length: u64,
+        caller: &Caller,
+    ) -> OpResult<()> {
         self.before_write(node, Some(caller).filter(|c| c.uid != 0))?;
         let file = self.file_for(node, true)?;
         Ok(rustix::fs::fallocate(file.fd.as_fd(), FallocateFlags::from_bits_retain(mode), offset, length)?)

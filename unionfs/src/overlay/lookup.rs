@@ -186,8 +186,12 @@ impl Overlay {
         if let Some(data) = &lower {
             attr.blocks = self.layers.stat_raw(&data.dir, &data.name)?.blocks;
         }
-        let object =
-            UpperObject { ino: attr.ino, metacopy: lower.is_some() || dataless, has_origin: origin.is_some(), held: None };
+        let object = UpperObject {
+            ino: attr.ino,
+            metacopy: lower.is_some() || dataless,
+            has_origin: origin.is_some(),
+            held: None,
+        };
         let place = Place { parent: Some(dir.clone()), name: name.clone(), upper: Some(object), lower };
         let wanted = origin.unwrap_or(natural);
         let claimed = wanted != natural;
@@ -242,10 +246,10 @@ impl Overlay {
 
     /// The number that an upper object had before it was copied up.
     fn origin_number(&self, upper: &Arc<LayerDir>, name: &[u8], attr: &Attr) -> OpResult<Option<u64>> {
-        if !self.unmarked_origins.is_empty() {
-            if let Some(number) = self.unmarked_origins.get(&attr.ino) {
-                return Ok(Some(*number));
-            }
+        if !self.unmarked_origins.is_empty()
+            && let Some(number) = self.unmarked_origins.get(&attr.ino)
+        {
+            return Ok(Some(*number));
         }
         if !upper.is_impure() {
             return Ok(None);
@@ -267,7 +271,12 @@ impl Overlay {
     }
 
     /// The data of a metadata-only copy at `name` in `dir`; `None` when it has its own.
-    pub(super) fn metacopy_data(&self, dir: &Arc<LayerDir>, name: &[u8], parts: &Parts) -> OpResult<Option<Object>> {
+    pub(super) fn metacopy_data(
+        &self,
+        dir: &Arc<LayerDir>,
+        name: &[u8],
+        parts: &Parts,
+    ) -> OpResult<Option<Object>> {
         let names = &self.layers.names;
         let read = self.layers.with_xattrs(dir, name, |x| {
             if x.get(&names.metacopy)?.is_none() {
@@ -383,7 +392,9 @@ impl Overlay {
                 let (child, marks) = self.layers.open_child(&dir, &Arc::from(*name))?;
                 walked.go_on &= marks.opaque != Opaque::Yes;
                 if at + 1 < names.len() && self.layers.config.redirect_dir != RedirectDir::NoFollow {
-                    redirect = marks.redirect.map(|v| Redirect::parse(&v).ok_or_else(|| corrupt("redirect", name, layer)));
+                    redirect = marks
+                        .redirect
+                        .map(|v| Redirect::parse(&v).ok_or_else(|| corrupt("redirect", name, layer)));
                 }
                 dir = child;
             }
@@ -427,7 +438,8 @@ impl Overlay {
             Ok(attr) => {
                 if dir.opaque() == Opaque::XattrWhiteouts && attr.kind() == Kind::File && attr.size == 0 {
                     let marked = self.layers.with_xattrs(dir, name, |x| {
-                        Ok(x.get(c"trusted.overlay.whiteout")?.is_some() || x.get(c"user.overlay.whiteout")?.is_some())
+                        Ok(x.get(c"trusted.overlay.whiteout")?.is_some()
+                            || x.get(c"user.overlay.whiteout")?.is_some())
                     })?;
                     if marked {
                         return Ok(InLayer::Hidden);
@@ -453,7 +465,8 @@ impl Overlay {
         let parts = self.merge_dirs(&dir.parts(), entry)?;
         let top = parts.lowers.first().or(parts.upper.as_ref()).ok_or(Errno::NOENT)?;
         let natural = self.inos.number(top.dev, top.ino);
-        let place = || Place { parent: Some(dir.clone()), name: entry.name.clone(), upper: None, lower: None };
+        let place =
+            || Place { parent: Some(dir.clone()), name: entry.name.clone(), upper: None, lower: None };
         let (node, made) = self.table.intern(natural, Kind::Dir, false, || (place(), Some(parts.clone())));
         if made && parts.upper.is_some() {
             self.note_redirected(dir, &node, &parts);
@@ -547,7 +560,8 @@ impl Overlay {
                             InLayer::Hidden | InLayer::Other => return Ok(()),
                             InLayer::Dir => {
                                 let (dir, marks) = self.layers.open_child(part, &name)?;
-                                search = self.next_search(Search::Name(name.clone()), &marks, dir.layer, &name)?;
+                                search =
+                                    self.next_search(Search::Name(name.clone()), &marks, dir.layer, &name)?;
                                 parts.lowers.push(dir);
                                 break;
                             }
@@ -566,7 +580,11 @@ impl Overlay {
                             let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
                             let here = Search::Path(path.clone(), layer + 1);
                             let go_on = walked.go_on && !self.has_opaque_entry(&dir)?;
-                            search = if go_on { self.next_search(here, &marks, layer, name)? } else { Search::Stop };
+                            search = if go_on {
+                                self.next_search(here, &marks, layer, name)?
+                            } else {
+                                Search::Stop
+                            };
                             parts.lowers.push(dir);
                             break;
                         }
@@ -583,10 +601,10 @@ impl Overlay {
         let read = |x: &dyn crate::layer::mark_io::XattrSource| {
             crate::layer::mark_io::dir_marks(x, &self.layers.names, dir.layer != UPPER)
         };
-        if let (Some(index), Some(id)) = (self.layers.immutable_index(dir.layer), dir.index) {
-            if let Ok(entry) = index.entry(id) {
-                return Ok(read(&entry)?);
-            }
+        if let (Some(index), Some(id)) = (self.layers.immutable_index(dir.layer), dir.index)
+            && let Ok(entry) = index.entry(id)
+        {
+            return Ok(read(&entry)?);
         }
         let fd = self.fd(dir)?;
         Ok(read(&crate::sys::xattr::Target::Fd(fd.as_fd()))?)

@@ -24,7 +24,10 @@ pub(super) const TRIES: usize = 100;
 
 /// The namespaces of up to two directories, taken by rising number.
 #[derive(Debug)]
-pub(super) struct Namespaces<'a>(#[allow(dead_code)] Option<MutexGuard<'a, ()>>, #[allow(dead_code)] Option<MutexGuard<'a, ()>>);
+pub(super) struct Namespaces<'a>(
+    #[allow(dead_code)] Option<MutexGuard<'a, ()>>,
+    #[allow(dead_code)] Option<MutexGuard<'a, ()>>,
+);
 
 /// Locks the namespaces of two directories, which may be one.
 pub(super) fn lock_namespaces<'a>(a: &'a Node, b: &'a Node) -> Namespaces<'a> {
@@ -103,7 +106,8 @@ impl Overlay {
         if !entry.upper.object || entry.is_dir || !self.table.is_pinned(node.ino) {
             return Ok(None);
         }
-        let reached_here = node.is_at(dir, &entry.name) && node.place.read().upper.as_ref().is_some_and(|u| u.held.is_none());
+        let reached_here = node.is_at(dir, &entry.name)
+            && node.place.read().upper.as_ref().is_some_and(|u| u.held.is_none());
         if !reached_here {
             return Ok(None);
         }
@@ -112,7 +116,13 @@ impl Overlay {
     }
 
     /// Notes in memory that a non-directory has lost a name.
-    pub(super) fn after_losing(&self, node: &Arc<Node>, dir: &Arc<Node>, entry: &Entry, held: Option<OwnedFd>) {
+    pub(super) fn after_losing(
+        &self,
+        node: &Arc<Node>,
+        dir: &Arc<Node>,
+        entry: &Entry,
+        held: Option<OwnedFd>,
+    ) {
         let here = node.is_at(dir, &entry.name);
         // The number of an object that is gone for good may be used for another one.
         if let Some(gone) = held.as_ref().and_then(|fd| stat_fd(fd).ok()).filter(|a| a.nlink == 0) {
@@ -174,7 +184,12 @@ impl Overlay {
     }
 
     /// A directory that gets an xattr whiteout says so, before it does.
-    pub(super) fn before_whiteout(&self, upper: &Upper, parent: &Arc<LayerDir>, fd: BorrowedFd<'_>) -> OpResult<()> {
+    pub(super) fn before_whiteout(
+        &self,
+        upper: &Upper,
+        parent: &Arc<LayerDir>,
+        fd: BorrowedFd<'_>,
+    ) -> OpResult<()> {
         if upper.can.whiteout == WhiteoutForm::Xattr && parent.opaque() == Opaque::No {
             upper.set_mark(fd, &self.layers.names.opaque, b"x")?;
             parent.set_opaque(Opaque::XattrWhiteouts);

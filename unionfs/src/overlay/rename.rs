@@ -108,7 +108,15 @@ impl Overlay {
                 self.copy_up(target, Need::Attributes)?;
             }
             let target_dir = target.as_ref().filter(|t| t.kind == Kind::Dir && mode != RenameMode::Exchange);
-            if self.rename_locked(upper, (from, from_name), (to, to_name), &node, target.as_ref(), target_dir, mode)? {
+            if self.rename_locked(
+                upper,
+                (from, from_name),
+                (to, to_name),
+                &node,
+                target.as_ref(),
+                target_dir,
+                mode,
+            )? {
                 done = true;
                 break;
             }
@@ -125,7 +133,13 @@ impl Overlay {
         Ok(())
     }
 
-    fn check_rename(&self, node: &Arc<Node>, to: &Arc<Node>, target: Option<&Arc<Node>>, mode: RenameMode) -> OpResult<()> {
+    fn check_rename(
+        &self,
+        node: &Arc<Node>,
+        to: &Arc<Node>,
+        target: Option<&Arc<Node>>,
+        mode: RenameMode,
+    ) -> OpResult<()> {
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
             (RenameMode::Exchange, None) => return Err(Errno::NOENT.into()),
@@ -200,10 +214,10 @@ impl Overlay {
         if named || !source.upper.object {
             return Ok(false);
         }
-        if let Some(dir) = target_dir {
-            if !self.with_names(dir, Listing::is_empty)? {
-                return Err(Errno::NOTEMPTY.into());
-            }
+        if let Some(dir) = target_dir
+            && !self.with_names(dir, Listing::is_empty)?
+        {
+            return Err(Errno::NOTEMPTY.into());
         }
         let from_parent = self.upper_dir(from)?;
         let to_parent = self.upper_dir(to)?;
@@ -218,7 +232,12 @@ impl Overlay {
             ino: 0,
         };
         let from = Side { dir: from.clone(), fd: self.fd(&from_parent)?, parent: from_parent, entry: source };
-        let to = Side { dir: to.clone(), fd: self.fd(&to_parent)?, parent: to_parent, entry: there.unwrap_or_else(empty) };
+        let to = Side {
+            dir: to.clone(),
+            fd: self.fd(&to_parent)?,
+            parent: to_parent,
+            entry: there.unwrap_or_else(empty),
+        };
 
         self.prepare(upper, node, &to)?;
         if let (RenameMode::Exchange, Some(target)) = (mode, target) {
@@ -300,7 +319,14 @@ impl Overlay {
         Ok(())
     }
 
-    fn replace(&self, upper: &Upper, from: &Side, to: &Side, node: &Arc<Node>, target: Option<&Arc<Node>>) -> OpResult<()> {
+    fn replace(
+        &self,
+        upper: &Upper,
+        from: &Side,
+        to: &Side,
+        node: &Arc<Node>,
+        target: Option<&Arc<Node>>,
+    ) -> OpResult<()> {
         let is_dir = node.kind == Kind::Dir;
         let mut in_way = to.entry.upper;
         let mut lost = None;
@@ -317,10 +343,10 @@ impl Overlay {
             None => {}
         }
         let moved = self.move_upper(upper, from, to, node, in_way, target);
-        if moved.is_err() {
-            if let Some(dir) = kept {
-                dir.unpin();
-            }
+        if moved.is_err()
+            && let Some(dir) = kept
+        {
+            dir.unpin();
         }
         let left = moved?;
         self.update_entry(&from.dir, &from.entry.name, |e| {
@@ -367,7 +393,8 @@ impl Overlay {
         let mut temp = upper.temp();
         rustix::fs::mkdirat(upper.work(), &temp.name, rustix::fs::Mode::RWXU)?;
         temp.set_dir();
-        let fresh = crate::layer::dir::open_beneath(upper.work(), temp.bytes(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let fresh =
+            crate::layer::dir::open_beneath(upper.work(), temp.bytes(), OFlags::RDONLY | OFlags::DIRECTORY)?;
         self.dress_as(own, fresh.as_fd())?;
         upper.set_opaque(fresh.as_fd(), &self.layers.names)?;
         rustix::fs::renameat_with(upper.work(), &temp.name, to.fd(), to.name(), RenameFlags::EXCHANGE)?;
@@ -438,17 +465,21 @@ impl Overlay {
     }
 
     /// Held while directories of the upper change their path.
-    fn tree_lock(&self, node: &Node, target: Option<&Arc<Node>>) -> Option<parking_lot::RwLockWriteGuard<'_, ()>> {
+    fn tree_lock(
+        &self,
+        node: &Node,
+        target: Option<&Arc<Node>>,
+    ) -> Option<parking_lot::RwLockWriteGuard<'_, ()>> {
         let any_dir = node.kind == Kind::Dir || target.is_some_and(|t| t.kind == Kind::Dir);
         any_dir.then(|| self.layers.context.tree.write())
     }
 
     /// Follows in memory where a node is now. The caller holds the tree lock for directories.
     fn moved(&self, node: &Arc<Node>, from: &Side, to: &Side) {
-        if node.kind == Kind::Dir {
-            if let Some(own) = &node.parts().upper {
-                own.moved(to.parent.clone(), to.entry.name.clone());
-            }
+        if node.kind == Kind::Dir
+            && let Some(own) = &node.parts().upper
+        {
+            own.moved(to.parent.clone(), to.entry.name.clone());
         }
         let here = node.is_at(&from.dir, from.name());
         if here {

@@ -55,14 +55,18 @@ impl Overlay {
     }
 
     /// Reads xattrs of wherever the object's attributes are.
-    fn read_xattrs<T>(&self, node: &Arc<Node>, read: impl Fn(&dyn XattrValues) -> Result<T, Errno>) -> OpResult<T> {
+    fn read_xattrs<T>(
+        &self,
+        node: &Arc<Node>,
+        read: impl Fn(&dyn XattrValues) -> Result<T, Errno>,
+    ) -> OpResult<T> {
         if node.kind == Kind::Dir {
             let parts = node.parts();
             let top = parts.upper.as_ref().or(parts.lowers.first()).ok_or(Errno::STALE)?;
-            if let (Some(index), Some(id)) = (self.layers.immutable_index(top.layer), top.index) {
-                if let Ok(entry) = index.entry(id) {
-                    return Ok(read(&entry)?);
-                }
+            if let (Some(index), Some(id)) = (self.layers.immutable_index(top.layer), top.index)
+                && let Ok(entry) = index.entry(id)
+            {
+                return Ok(read(&entry)?);
             }
             let fd = self.fd(top)?;
             return Ok(read(&Target::Fd(fd.as_fd()))?);
@@ -85,7 +89,14 @@ impl Overlay {
     /// # Errors
     /// EROFS, EOPNOTSUPP for ACLs when they are off, EPERM for names that belong to the filesystem itself, and
     /// what setxattr(2) lists.
-    pub fn setxattr(&self, node: &Arc<Node>, name: &[u8], value: &[u8], flags: i32, caller: &Caller) -> OpResult<()> {
+    pub fn setxattr(
+        &self,
+        node: &Arc<Node>,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        caller: &Caller,
+    ) -> OpResult<()> {
         self.upper()?;
         if is_acl(name) && (!self.layers.config.acl || self.layers.config.xattr_permissions) {
             return Err(Errno::OPNOTSUPP.into());

@@ -243,7 +243,11 @@ pub fn list_vec(target: Target<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     loop {
         match list(target, &mut buffer) {
             Ok(len) => {
-                return Ok(buffer[..len].split(|b| *b == 0).filter(|n| !n.is_empty()).map(Vec::from).collect());
+                return Ok(buffer[..len]
+                    .split(|b| *b == 0)
+                    .filter(|n| !n.is_empty())
+                    .map(Vec::from)
+                    .collect());
             }
             Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
             Err(Errno::RANGE) => {
