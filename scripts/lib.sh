@@ -26,6 +26,11 @@ note() {
     echo "${0##*/}: $*" >&2
 }
 
+# The comment at the top of the script.
+usage() {
+    awk 'NR > 1 && (!/^#/ || /^# shellcheck/) { exit } NR > 1 { sub(/^# ?/, ""); print }' "$0"
+}
+
 need_root() {
     [ "$(id -u)" -eq 0 ] || die "needs root: run it as root (it mounts filesystems)"
 }

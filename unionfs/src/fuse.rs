@@ -27,7 +27,7 @@ use crate::config::IoMode;
 use crate::error::{Errno, OpError, OpResult};
 use crate::mount::{MountReport, REPORT_XATTR};
 use crate::node::Node;
-use crate::overlay::{Caller, FileHandle, NewObject, OpenOptions, Overlay, RenameMode, SetAttr, SetTime};
+use crate::overlay::{Caller, FileHandle, NewObject, OpenOptions, Overlay, RenameMode, SetAttr};
 use convert::{errno, file_attr, negative, rdev_from_kernel, set_time};
 use passthrough::Passthrough;
 
@@ -315,7 +315,10 @@ impl Filesystem for Fuse {
                     tracing::warn!("stack depth of passthrough limited to {nearest}");
                 }
             }
-            IoMode::Writeback => flags |= InitFlags::FUSE_WRITEBACK_CACHE,
+            IoMode::Writeback => {
+                flags |= InitFlags::FUSE_WRITEBACK_CACHE;
+                adapter.overlay.leave_mtime_to_kernel();
+            }
             IoMode::Cached | IoMode::Auto => {}
         }
         let zero_message_open =
@@ -395,13 +398,8 @@ impl Filesystem for Fuse {
         let caller = caller(req);
         let set = SetAttr { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         self.run(ino, size.is_some_and(|s| s > 0), move |a| {
-            let done = a.node(ino).and_then(|node| {
-                let attr = a.overlay.with_room(|| a.overlay.setattr(&node, &set, &caller))?;
-                if let (true, Some(SetTime::At(time))) = (a.io() == IoMode::Writeback, set.mtime) {
-                    a.overlay.note_kernel_mtime(&node, time);
-                }
-                Ok(attr)
-            });
+            let done =
+                a.node(ino).and_then(|node| a.overlay.with_room(|| a.overlay.setattr(&node, &set, &caller)));
             match done {
                 Ok(attr) => reply.attr(&a.attr_ttl(ino), &file_attr(&attr)),
                 Err(e) => reply.error(note("setattr", &e)),

@@ -194,8 +194,8 @@ pub struct Node {
     pub link_bias: AtomicI32,
     /// Mode as last seen, to know of set-id bits without asking.
     pub mode: AtomicU32,
-    /// The time of change that the kernel keeps for a file whose pages it writes back, as last told: pages that come
-    /// after it must not make the file look newer.
+    /// The time of change that the kernel keeps for a file whose pages it writes back, as far as it was told or has
+    /// told: pages that are written back must not make the file look newer.
     pub(crate) kernel_mtime: Mutex<Option<Time>>,
     /// The kernel has removed file capabilities, and nothing was asked since.
     pub(crate) capability_removed: AtomicBool,

@@ -26,7 +26,7 @@ pub use statfs::StatFs;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
@@ -91,6 +91,8 @@ pub struct Overlay {
     held: Arc<AtomicUsize>,
     /// This process' own filesystem ids.
     own: (u32, u32),
+    /// The kernel keeps the time of change of files (its writeback cache is on).
+    kernel_keeps_mtime: AtomicBool,
     /// Callers can be acted for without losing capabilities.
     can_act: bool,
 }
@@ -134,9 +136,15 @@ impl Overlay {
             listed: Mutex::default(),
             listed_names: Arc::default(),
             held: Arc::default(),
+            kernel_keeps_mtime: AtomicBool::new(false),
             own,
             can_act: creds::has_capability(CAP_SETUID) && creds::has_capability(CAP_SETGID),
         })
+    }
+
+    /// From now on the kernel keeps the time of change of files it writes back, and says when it is to be set.
+    pub fn leave_mtime_to_kernel(&self) {
+        self.kernel_keeps_mtime.store(true, Ordering::Relaxed);
     }
 
     /// The root directory; number 1.

@@ -134,7 +134,7 @@ impl Layers {
         };
         if let Some(found) = found {
             let is_whiteout_device = found.file_type == Some(libc::S_IFCHR) && found.rdev == (0, 0);
-            if self.overrides(dir.layer) || is_whiteout_device && found.mode & 0o6000 == 0 {
+            if self.overrides(dir.layer) || is_whiteout_device {
                 apply(found, attr);
             }
         }

@@ -183,6 +183,9 @@ impl Overlay {
         if set.atime.is_some() || set.mtime.is_some() {
             self.change_times(node, set)?;
         }
+        if set.size.is_some() || set.mtime.is_some() {
+            *node.kernel_mtime.lock() = None;
+        }
         drop(_changing);
         self.getattr(node)
     }
@@ -203,7 +206,13 @@ impl Overlay {
             self.clear_set_id(node, caller)?;
         }
         let file = self.file_for(node, true)?;
-        Ok(rustix::fs::ftruncate(file.fd.as_fd(), size)?)
+        // A time of change that goes with this comes with the same request.
+        let kept = self.kernel_keeps_mtime.load(Ordering::Relaxed).then(|| stat_fd(file.fd.as_fd())).transpose()?;
+        rustix::fs::ftruncate(file.fd.as_fd(), size)?;
+        if let Some(before) = kept {
+            set_mtime(file.fd.as_fd(), before.mtime)?;
+        }
+        Ok(())
     }
 
     /// Runs `act` on a node that is in the upper: a directory by its descriptor, others by name.

@@ -4,13 +4,14 @@
 //! keeps it from being closed.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::copy_up::Need;
 use super::{Caller, Overlay};
-use crate::attr::Kind;
+use crate::attr::{Kind, Time};
 use crate::error::{Errno, OpError, OpResult};
 use crate::fdcache::{CachedFd, Holder};
 use crate::node::{Node, OpenFile};
@@ -232,8 +233,9 @@ impl Overlay {
         let file = self.file_for(node, true)?;
         // The backing filesystem drops file capabilities on any write.
         let keep = if from_cache { xattr::get_vec(Target::Fd(file.fd.as_fd()), CAPABILITY)? } else { None };
+        let kept = from_cache && self.kernel_keeps_mtime.load(Ordering::Relaxed);
+        let mtime = if kept { Some(self.kernel_mtime(node, &file)?) } else { None };
         let result = Self::write_to(&file, offset, data);
-        let mtime = if from_cache { *node.kernel_mtime.lock() } else { None };
         if let Some(time) = mtime {
             super::attr::set_mtime(file.fd.as_fd(), time)?;
         }
@@ -243,9 +245,13 @@ impl Overlay {
         result
     }
 
-    /// Notes the time of change that the kernel keeps for a file (with its writeback cache).
-    pub fn note_kernel_mtime(&self, node: &Node, time: crate::attr::Time) {
-        *node.kernel_mtime.lock() = Some(time);
+    /// What the kernel takes for the file's time of change.
+    fn kernel_mtime(&self, node: &Node, file: &OpenFile) -> OpResult<Time> {
+        if let Some(time) = *node.kernel_mtime.lock() {
+            return Ok(time);
+        }
+        let now = crate::layer::dir::stat_fd(file.fd.as_fd())?.mtime;
+        Ok(*node.kernel_mtime.lock().get_or_insert(now))
     }
 
     fn write_to(file: &OpenFile, offset: u64, data: &[u8]) -> OpResult<usize> {
@@ -289,6 +295,7 @@ impl Overlay {
     ) -> OpResult<()> {
         self.before_write(node, Some(caller).filter(|c| c.uid != 0))?;
         let file = self.file_for(node, true)?;
+        *node.kernel_mtime.lock() = None;
         Ok(rustix::fs::fallocate(file.fd.as_fd(), FallocateFlags::from_bits_retain(mode), offset, length)?)
     }
 
@@ -315,6 +322,7 @@ impl Overlay {
         caller: &Caller,
     ) -> OpResult<usize> {
         self.before_write(to.0, Some(caller).filter(|c| c.uid != 0))?;
+        *to.0.kernel_mtime.lock() = None;
         let target = self.file_for(to.0, true)?;
         let source = self.file_for(from.0, false)?;
         let (mut at, mut into) = (from.1, to.1);

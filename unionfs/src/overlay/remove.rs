@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, OFlags, RenameFlags};
 use super::Overlay;
 use super::copy_up::Need;
 use super::create::check_name;
+use crate::attr::Kind;
 use crate::error::{Errno, OpError, OpResult};
 use crate::layer::dir::{LayerDir, open_beneath, stat_fd};
 use crate::layer::upper::{Upper, WhiteoutForm, whiteout_file_name};
@@ -69,6 +70,7 @@ impl Overlay {
                 Err(e) => return Err(e),
             }
         };
+        self.keep_link_count(&node)?;
         let _changing = node.change.lock();
         // A copy-up may have ended while the lock was waited for.
         let entry = self.visible(dir, name)?;
@@ -84,6 +86,18 @@ impl Overlay {
         });
         self.after_losing(&node, dir, &entry, lost);
         Ok(())
+    }
+
+    /// Before a name of a hard-linked lower object goes: the object is copied up under all its names, so that the
+    /// number of those that are left is on disk and the same after a remount (the kernel's overlayfs does so with
+    /// its index).
+    pub(super) fn keep_link_count(&self, node: &Arc<Node>) -> OpResult<()> {
+        if node.kind == Kind::Dir || node.place.read().upper.is_some() {
+            return Ok(());
+        }
+        let attr = self.stat_node(node)?;
+        let links = attr.nlink.saturating_add_signed(node.link_bias.load(Ordering::Relaxed));
+        if links > 1 { self.copy_up(node, Need::Attributes) } else { Ok(()) }
     }
 
     /// The visible entry of a name.

@@ -104,8 +104,11 @@ impl Overlay {
                 return Ok(());
             }
             self.copy_up(&node, Need::Attributes)?;
-            if let (RenameMode::Exchange, Some(target)) = (mode, &target) {
-                self.copy_up(target, Need::Attributes)?;
+            if let Some(target) = &target {
+                match mode {
+                    RenameMode::Exchange => self.copy_up(target, Need::Attributes)?,
+                    _ => self.keep_link_count(target)?,
+                }
             }
             let target_dir = target.as_ref().filter(|t| t.kind == Kind::Dir && mode != RenameMode::Exchange);
             if self.rename_locked(
