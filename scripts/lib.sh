@@ -286,11 +286,12 @@ io_modes_of() {
     fi
 }
 
-# The mount options for an io mode, joined with further ones: mount_options MODE [OPTIONS].
+# The mount options for an io mode, joined with further ones: mount_options MODE [OPTIONS]. `auto` leaves the choice to
+# the mount, `default` is for filesystems without modes.
 mount_options() {
     local options=${2:-}
     case $1 in
-    default) echo "$options" ;;
+    auto | default) echo "$options" ;;
     *) echo "io=$1${options:+,$options}" ;;
     esac
 }

@@ -110,7 +110,7 @@ def walk(root, exact):
 
     def descend(fd, path):
         os.fchdir(fd)
-        for name in sorted(os.listdir(".")):
+        for name in sorted(os.listdir(fd)):
             below = f"{path}/{text(name)}"
             try:
                 st = one(name, below)

@@ -207,7 +207,8 @@ impl Overlay {
         }
         let file = self.file_for(node, true)?;
         // A time of change that goes with this comes with the same request.
-        let kept = self.kernel_keeps_mtime.load(Ordering::Relaxed).then(|| stat_fd(file.fd.as_fd())).transpose()?;
+        let kept =
+            self.kernel_keeps_mtime.load(Ordering::Relaxed).then(|| stat_fd(file.fd.as_fd())).transpose()?;
         rustix::fs::ftruncate(file.fd.as_fd(), size)?;
         if let Some(before) = kept {
             set_mtime(file.fd.as_fd(), before.mtime)?;

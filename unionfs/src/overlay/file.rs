@@ -245,6 +245,22 @@ impl Overlay {
         result
     }
 
+    /// Runs a change of a file's data that leaves its time of change to the kernel, where the kernel keeps it.
+    fn keeping_mtime<T>(
+        &self,
+        node: &Node,
+        file: &OpenFile,
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> OpResult<T> {
+        if !self.kernel_keeps_mtime.load(Ordering::Relaxed) {
+            return Ok(change()?);
+        }
+        let time = self.kernel_mtime(node, file)?;
+        let result = change()?;
+        super::attr::set_mtime(file.fd.as_fd(), time)?;
+        Ok(result)
+    }
+
     /// What the kernel takes for the file's time of change.
     fn kernel_mtime(&self, node: &Node, file: &OpenFile) -> OpResult<Time> {
         if let Some(time) = *node.kernel_mtime.lock() {
@@ -295,8 +311,9 @@ impl Overlay {
     ) -> OpResult<()> {
         self.before_write(node, Some(caller).filter(|c| c.uid != 0))?;
         let file = self.file_for(node, true)?;
-        *node.kernel_mtime.lock() = None;
-        Ok(rustix::fs::fallocate(file.fd.as_fd(), FallocateFlags::from_bits_retain(mode), offset, length)?)
+        let change =
+            || rustix::fs::fallocate(file.fd.as_fd(), FallocateFlags::from_bits_retain(mode), offset, length);
+        self.keeping_mtime(node, &file, change)
     }
 
     /// The next data (or hole) from `offset` on.
@@ -322,12 +339,14 @@ impl Overlay {
         caller: &Caller,
     ) -> OpResult<usize> {
         self.before_write(to.0, Some(caller).filter(|c| c.uid != 0))?;
-        *to.0.kernel_mtime.lock() = None;
         let target = self.file_for(to.0, true)?;
         let source = self.file_for(from.0, false)?;
         let (mut at, mut into) = (from.1, to.1);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
-        let (source, target) = (source.fd.as_fd(), target.fd.as_fd());
-        Ok(rustix::fs::copy_file_range(source, Some(&mut at), target, Some(&mut into), length)?)
+        let copy = || {
+            let (source, target) = (source.fd.as_fd(), target.fd.as_fd());
+            rustix::fs::copy_file_range(source, Some(&mut at), target, Some(&mut into), length)
+        };
+        self.keeping_mtime(to.0, &target, copy)
     }
 }
