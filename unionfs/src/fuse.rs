@@ -311,7 +311,9 @@ impl Filesystem for Fuse {
         match io {
             IoMode::Passthrough => {
                 flags |= InitFlags::FUSE_PASSTHROUGH;
-                if let Err(nearest) = config.set_max_stack_depth(2) {
+                // One level leaves room for another stacked filesystem on this one.
+                let depth = if adapter.overlay.upper_is_stacked() { 2 } else { 1 };
+                if let Err(nearest) = config.set_max_stack_depth(depth) {
                     tracing::warn!("stack depth of passthrough limited to {nearest}");
                 }
             }

@@ -114,11 +114,12 @@ impl Layers {
             let (fd, attr) = open_root("lowerdir", &spec.path)?;
             opened.push((if spec.submounts { fd } else { private_clone(fd) }, attr));
         }
-        check_lowers(&config.lowers, &opened)?;
+        let paths: Vec<_> = config.lowers.iter().map(|l| canonical(&l.path)).collect();
+        check_lowers(&config.lowers, &paths, &opened)?;
         let fds = FdCache::new(fd_budget);
         let (upper, names) = match &config.upper {
             Some(spec) => {
-                open_upper(spec, &config, &opened, &fds).map(|(upper, names)| (Some(upper), names))?
+                open_upper(spec, &config, &paths, &opened, &fds).map(|(upper, names)| (Some(upper), names))?
             }
             None => (None, read_names(config.marks)),
         };
@@ -156,7 +157,11 @@ fn private_clone(fd: OwnedFd) -> OwnedFd {
     clone.unwrap_or(fd)
 }
 
-fn check_lowers(specs: &[LowerSpec], opened: &[(OwnedFd, Attr)]) -> Result<(), StackError> {
+fn check_lowers(
+    specs: &[LowerSpec],
+    paths: &[PathBuf],
+    opened: &[(OwnedFd, Attr)],
+) -> Result<(), StackError> {
     let mut seen: HashMap<(u64, u64), &Path> = HashMap::new();
     for (spec, (_, attr)) in specs.iter().zip(opened) {
         if let Some(other) = seen.insert((attr.dev, attr.ino), &spec.path) {
@@ -166,14 +171,11 @@ fn check_lowers(specs: &[LowerSpec], opened: &[(OwnedFd, Attr)]) -> Result<(), S
     }
     // One lower inside another would show every object in it twice. (An upper inside a lower is allowed, as by the
     // kernel: `lowerdir=/` could not be mounted otherwise.)
-    let canonical: Vec<_> =
-        specs.iter().map(|s| s.path.canonicalize().unwrap_or_else(|_| s.path.clone())).collect();
-    let by_path: HashMap<&Path, usize> =
-        canonical.iter().enumerate().map(|(i, p)| (p.as_path(), i)).collect();
-    for (inner, path) in canonical.iter().enumerate() {
+    let by_path: HashMap<&Path, usize> = paths.iter().enumerate().map(|(i, p)| (p.as_path(), i)).collect();
+    for (inner, path) in paths.iter().enumerate() {
         for outer in path.ancestors().skip(1).filter_map(|a| by_path.get(a).copied()) {
             let (fd, _) = &opened[outer];
-            if is_beneath((fd, &specs[outer].path), (&opened[inner].1, &specs[inner].path)) {
+            if is_beneath((fd, &paths[outer]), (&opened[inner].1, path)) {
                 let what =
                     format!("lowerdir {:?} is inside lowerdir {:?}", specs[inner].path, specs[outer].path);
                 return Err(StackError::Overlap { what });
@@ -187,13 +189,15 @@ fn same(a: &Attr, b: &Attr) -> bool {
     (a.dev, a.ino) == (b.dev, b.ino)
 }
 
+/// The path without symlinks, for [`is_beneath`].
+fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
 /// True when `inner` is a directory somewhere beneath `outer` as `outer` shows it (a mount that covers the way
-/// makes the two separate).
+/// makes the two separate). Paths are [canonical]: hundreds of layers are compared with the same two.
 fn is_beneath(outer: (&OwnedFd, &Path), inner: (&Attr, &Path)) -> bool {
-    let (Ok(outer_path), Ok(inner_path)) = (outer.1.canonicalize(), inner.1.canonicalize()) else {
-        return false;
-    };
-    let Ok(rest) = inner_path.strip_prefix(&outer_path) else { return false };
+    let Ok(rest) = inner.1.strip_prefix(outer.1) else { return false };
     if rest.as_os_str().is_empty() {
         return false;
     }
@@ -259,6 +263,7 @@ fn open_index(spec: &LowerSpec, root: &OwnedFd) -> Option<LayerIndex> {
 fn open_upper(
     spec: &UpperSpec,
     config: &Config,
+    lower_paths: &[PathBuf],
     lowers: &[(OwnedFd, Attr)],
     fds: &FdCache,
 ) -> Result<(Upper, MarkNames), StackError> {
@@ -271,20 +276,21 @@ fn open_upper(
     if upper_attr.dev != work_attr.dev {
         return Err(StackError::WorkElsewhere { work: spec.work.clone(), upper: spec.upper.clone() });
     }
-    if is_beneath((&upper_fd, &spec.upper), (&work_attr, &spec.work)) {
+    let (upper_path, work_path) = (canonical(&spec.upper), canonical(&spec.work));
+    if is_beneath((&upper_fd, &upper_path), (&work_attr, &work_path)) {
         return overlap(format!("workdir {:?} is inside upperdir {:?}", spec.work, spec.upper));
     }
-    if is_beneath((&work_fd, &spec.work), (&upper_attr, &spec.upper)) {
+    if is_beneath((&work_fd, &work_path), (&upper_attr, &upper_path)) {
         return overlap(format!("upperdir {:?} is inside workdir {:?}", spec.upper, spec.work));
     }
-    for (lower_spec, (_, lower_attr)) in config.lowers.iter().zip(lowers) {
+    for ((lower_spec, lower_path), (_, lower_attr)) in config.lowers.iter().zip(lower_paths).zip(lowers) {
         for (role, path, fd, attr) in
-            [("upperdir", &spec.upper, &upper_fd, &upper_attr), ("workdir", &spec.work, &work_fd, &work_attr)]
+            [("upperdir", &upper_path, &upper_fd, &upper_attr), ("workdir", &work_path, &work_fd, &work_attr)]
         {
             if same(attr, lower_attr) {
                 return overlap(format!("lowerdir {:?} and {role} are the same directory", lower_spec.path));
             }
-            if is_beneath((fd, path), (lower_attr, &lower_spec.path)) {
+            if is_beneath((fd, path), (lower_attr, lower_path)) {
                 return overlap(format!("lowerdir {:?} is inside {role} {path:?}", lower_spec.path));
             }
         }

@@ -26,7 +26,16 @@ pub struct StatFs {
     pub frsize: u32,
 }
 
+/// `OVERLAYFS_SUPER_MAGIC` of linux/magic.h.
+const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+
 impl Overlay {
+    /// The upper is itself on a stacked filesystem.
+    pub fn upper_is_stacked(&self) -> bool {
+        let Some(upper) = &self.layers.upper else { return false };
+        rustix::fs::fstatfs(upper.work()).is_ok_and(|st| st.f_type as u64 == OVERLAYFS_MAGIC)
+    }
+
     /// The upper's filesystem, or the top lower's of a read-only mount.
     ///
     /// # Errors
