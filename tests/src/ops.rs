@@ -318,7 +318,7 @@ pub enum Opening {
 pub enum Answer {
     /// Nothing but success.
     Done,
-    /// Bytes, targets, values (as [`digest`]).
+    /// Bytes, targets, values (as `snapshot::digest`).
     Text(String),
     /// A count of bytes.
     Count(u64),

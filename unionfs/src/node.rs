@@ -185,7 +185,7 @@ pub struct Node {
     /// Where it is. Short lock, never held across I/O.
     pub place: RwLock<Place>,
     /// Held while the object is copied up, changes its attributes, or changes its place; not for reading it.
-    /// Order: after [`Directory::namespace`]; two nodes by rising number.
+    /// Order: after `Directory::namespace`; two nodes by rising number.
     pub change: Mutex<()>,
     /// The number was read from a mark on disk: nobody has seen the lower object that once had it.
     pub claimed: bool,
