@@ -327,10 +327,9 @@ impl Filesystem for Fuse {
             io != IoMode::Passthrough && adapter.may_reopen && has.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         if zero_message_open {
             flags |= InitFlags::FUSE_NO_OPEN_SUPPORT;
-        } else {
-            // With messages for opens, truncation comes with the open, and a copy-up knows not to copy.
-            flags |= InitFlags::FUSE_ATOMIC_O_TRUNC;
         }
+        // Truncation never comes with the open (FUSE_ATOMIC_O_TRUNC): the kernel looks only after it whether the file
+        // is a running program, which must be ETXTBSY and not cut under its feet.
         flags |= InitFlags::FUSE_NO_OPENDIR_SUPPORT;
         let supported = flags & has;
         if let Err(missing) = config.add_capabilities(supported) {
