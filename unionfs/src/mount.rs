@@ -255,6 +255,7 @@ impl Mounted {
             if let Err(e) = upper.clean_work() {
                 tracing::error!("clean the work directory: {e}");
             }
+            upper.release();
         }
         result
     }

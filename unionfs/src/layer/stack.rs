@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -335,14 +336,29 @@ fn open_upper(
     Ok((upper, names))
 }
 
+/// Longest wait for a mount that was just unmounted to let go of its upper. umount(2) returns before the process behind
+/// the mount has heard of it, has emptied `work` and closed its descriptors.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
 /// Locks a directory against other mounts, on a description of its own that lives as long as the mount.
+///
+/// flock(2) has no time limit, hence the tries in between; a holder that lives on is told of after [`LETTING_GO`].
 fn lock(role: &'static str, path: &Path) -> Result<OwnedFd, StackError> {
     let open = |e: io::Error| StackError::Open { role, path: path.to_path_buf(), source: e };
     let dir: OwnedFd = File::open(path).map_err(open)?.into();
-    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(dir),
-        Err(Errno::WOULDBLOCK) => Err(StackError::Busy { role, path: path.to_path_buf() }),
-        Err(e) => Err(open(e.into())),
+    let started = Instant::now();
+    let mut pause = Duration::from_micros(500);
+    loop {
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(dir),
+            Err(Errno::WOULDBLOCK) if started.elapsed() < LETTING_GO => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(StackError::Busy { role, path: path.to_path_buf() }),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(open(e.into())),
+        }
     }
 }
 
@@ -392,5 +408,15 @@ impl Upper {
     /// What syncfs(2) and unlink(2) list.
     pub fn clear_volatile(&self) -> Result<(), Errno> {
         upper::remove_tree(self.work(), b"incompat")
+    }
+
+    /// Lets another mount have the upper, before this process has put everything else away. Nothing may be written to
+    /// the upper after it.
+    pub fn release(&self) {
+        for dir in &self.lock {
+            if let Err(e) = rustix::fs::flock(dir, FlockOperation::Unlock) {
+                tracing::debug!("unlock: {e}; the end of the process does it");
+            }
+        }
     }
 }
