@@ -102,27 +102,15 @@ impl LogOptions {
     /// # Errors
     /// When the file cannot be opened, or the filter has no meaning.
     pub(crate) fn start(&self) -> anyhow::Result<()> {
-        let filter = self.directives();
-        let filter = EnvFilter::try_new(&filter)
+        let filter = EnvFilter::try_new(&self.filter)
             .with_context(|| format!("log filter {:?}: write a level such as info", self.filter))?;
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
-        let first = match &self.file {
-            Some(path) => log.with_writer(Mutex::new(open_log(path)?)).try_init().is_ok(),
-            None => log.with_writer(std::io::stderr).try_init().is_ok(),
+        // Refused only where a log was started already.
+        match &self.file {
+            Some(path) => log.with_writer(Mutex::new(open_log(path)?)).try_init().ok(),
+            None => log.with_writer(std::io::stderr).try_init().ok(),
         };
-        if first {
-            // The FUSE library speaks through `log`. Refused only where that bridge stands already.
-            tracing_log::LogTracer::init().ok();
-        }
         Ok(())
-    }
-
-    /// The filter, with the FUSE library held back below debug: it warns of what this program answers for.
-    fn directives(&self) -> String {
-        match self.filter.as_str() {
-            level @ ("warn" | "info") => format!("{level},fuser=error"),
-            other => other.to_owned(),
-        }
     }
 }
 

@@ -219,6 +219,8 @@ pub struct Config {
     pub static_nlink: bool,
     /// Event-loop threads; 0 chooses by the number of CPUs.
     pub threads: usize,
+    /// Serve one busy caller on its own CPU, where this process may.
+    pub same_cpu: bool,
     /// Flags of the mount itself.
     pub flags: MountFlags,
 }
@@ -245,6 +247,7 @@ impl Config {
             acl: true,
             static_nlink: false,
             threads: 0,
+            same_cpu: true,
             flags: MountFlags { read_only, source: "layerfs".into(), ..MountFlags::default() },
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, IoMode};
 use crate::error::OpError;
-use crate::fuse::{Adapter, Fuse};
+use crate::fuse::{Adapter, Session};
 use crate::layer::Layers;
 use crate::layer::stack::StackError;
 use crate::layer::upper::WhiteoutForm;
@@ -85,6 +85,8 @@ pub struct MountReport {
     pub zero_message_open: bool,
     /// Threads that serve requests.
     pub threads: usize,
+    /// A busy caller may be served on its own CPU.
+    pub same_cpu: bool,
     /// Prefix of the marks' xattrs.
     pub marks: String,
     /// How whiteouts are written: `device`, `xattr` or `file`.
@@ -122,7 +124,7 @@ impl Unmounter {
 /// A mount whose kernel side is in place. Requests wait until [`Self::serve`] runs.
 #[derive(Debug)]
 pub struct Mounted {
-    session: fuser::Session<Fuse>,
+    session: Session,
     adapter: Arc<Adapter>,
     attached: Arc<Attached>,
 }
@@ -152,25 +154,18 @@ pub fn mount(config: &Config, target: &Path) -> Result<Mounted, MountError> {
     let (device, attached) = attach::attach(&config.flags, target, &stack)?;
     let attached = Arc::new(attached);
     let threads = if config.threads == 0 { default_threads() } else { config.threads };
-    let mut options = fuser::Config::default();
-    options.n_threads = Some(threads);
-    // A queue of its own for each thread, where the device may be opened again.
-    options.clone_fd = threads > 1 && attach::may_open_device();
-    let session =
-        match fuser::Session::from_fd(Fuse(adapter.clone()), device, fuser::SessionACL::All, options) {
-            Ok(session) => session,
-            Err(e) => {
-                if let Err(e) = attached.detach() {
-                    tracing::error!("unmount after a failed handshake: {e}");
-                }
-                return Err(MountError::Handshake(e));
+    let session = match Session::new(adapter.clone(), device, threads, config.same_cpu) {
+        Ok(session) => session,
+        Err(e) => {
+            if let Err(e) = attached.detach() {
+                tracing::error!("unmount after a failed handshake: {e}");
             }
-        };
-    if adapter.notifier.set(session.notifier()).is_err() {
-        tracing::debug!("notifier set twice");
-    }
+            return Err(MountError::Handshake(e));
+        }
+    };
     attached.tune();
-    let report = describe(&adapter, target, threads);
+    let mut report = describe(&adapter, target, threads);
+    report.same_cpu = session.serves_near();
     // Set once, here.
     drop(adapter.report.set(report));
     Ok(Mounted { session, adapter, attached })
@@ -199,6 +194,7 @@ fn describe(adapter: &Adapter, target: &Path, threads: usize) -> MountReport {
         io: protocol.map_or(config.io, |p| p.io),
         zero_message_open: protocol.is_some_and(|p| p.zero_message_open),
         threads,
+        same_cpu: false,
         marks: layers.names.prefix.into(),
         whiteouts: layers.upper.as_ref().map(|u| {
             match u.can.whiteout {
@@ -238,7 +234,7 @@ impl Mounted {
     /// What reading the device fails with.
     pub fn serve(self) -> Result<(), MountError> {
         let Self { session, adapter, attached } = self;
-        let result = session.run().map_err(MountError::Serve);
+        let result = session.run(attach::open_device).map_err(MountError::Serve);
         // The device is closed: if the mount is still in the tree it is dead, and must not be left there.
         if result.is_err()
             && let Err(e) = attached.detach()

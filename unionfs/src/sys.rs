@@ -2,6 +2,9 @@
 
 pub mod copy;
 pub mod creds;
+pub mod fuse_device;
 pub mod limits;
 pub mod mapping;
+pub mod schedule;
+pub mod write_back;
 pub mod xattr;

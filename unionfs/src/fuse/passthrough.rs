@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use dashmap::DashMap;
-use fuser::{BackingId, FopenFlags};
 
+use super::abi::FopenFlags;
+use super::device::Backing;
 use crate::overlay::FileHandle;
 
 /// How one open is served.
@@ -31,18 +32,18 @@ pub(crate) enum OpenMode {
 }
 
 impl OpenMode {
-    pub(crate) fn flags(self) -> FopenFlags {
+    pub(super) fn flags(self) -> FopenFlags {
         match self {
-            Self::Plain | Self::Cached => FopenFlags::FOPEN_KEEP_CACHE,
+            Self::Plain | Self::Cached => FopenFlags::KEEP_CACHE,
             Self::Passthrough { .. } | Self::CachedFresh => FopenFlags::empty(),
-            Self::Direct => FopenFlags::FOPEN_DIRECT_IO,
+            Self::Direct => FopenFlags::DIRECT_IO,
         }
     }
 }
 
 #[derive(Debug, Default)]
 struct Opens {
-    backing: Option<Arc<BackingId>>,
+    backing: Option<Arc<Backing>>,
     passed: u32,
     /// Of these, for writing.
     writing: u32,
@@ -57,12 +58,12 @@ pub(crate) struct Passthrough(DashMap<u64, Opens>);
 
 impl Passthrough {
     /// Decides how an open is served; `register` makes the kernel know the backing file.
-    pub(crate) fn open(
+    pub(super) fn open(
         &self,
         file: &FileHandle,
         write: bool,
-        register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<BackingId>,
-    ) -> (OpenMode, Option<Arc<BackingId>>) {
+        register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<Backing>,
+    ) -> (OpenMode, Option<Arc<Backing>>) {
         let mut opens = self.0.entry(file.node().ino).or_default();
         // Writes that the kernel does itself would leave set-id bits and file capabilities in place.
         let allowed =

@@ -37,7 +37,13 @@ pub struct UpperAbilities {
     pub tmpfile: bool,
     /// RENAME_EXCHANGE
     pub exchange: bool,
+    /// Its journal keeps changes of metadata in their order, and a file's extents are in it before its pages count as
+    /// written: data that was written back is on disk before a later rename is.
+    pub ordered: bool,
 }
+
+/// ext4 (in its modes with a journal) and xfs have that order. btrfs notes extents after the pages are written.
+const ORDERED: [u64; 2] = [0xef53, 0x5846_5342];
 
 /// The writable layer.
 #[derive(Debug)]
@@ -289,7 +295,8 @@ pub(super) fn probe(work: BorrowedFd<'_>, trusted: bool) -> Result<UpperAbilitie
     let tmpfile = tmpfile(dir).and_then(|file| link_open(file.as_fd(), dir, b"linked")).is_ok();
     drop(probe_dir);
     remove_tree(work, b"#probe")?;
-    Ok(UpperAbilities { whiteout, xattrs, tmpfile, exchange })
+    let ordered = rustix::fs::fstatfs(work).is_ok_and(|st| ORDERED.contains(&(st.f_type as u64)));
+    Ok(UpperAbilities { whiteout, xattrs, tmpfile, exchange, ordered })
 }
 
 /// An unnamed file on the filesystem of `dir`.

@@ -35,12 +35,8 @@ pub(super) fn check_target(target: &Path) -> Result<PathBuf, MountError> {
     Ok(absolute)
 }
 
-/// True where the device may be opened by this process, now and again.
-pub(super) fn may_open_device() -> bool {
-    open_device().is_ok()
-}
-
-fn open_device() -> io::Result<OwnedFd> {
+/// Opens /dev/fuse, not yet connected to a mount.
+pub(super) fn open_device() -> io::Result<OwnedFd> {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
     Ok(rustix::fs::open("/dev/fuse", flags, rustix::fs::Mode::empty())?)
 }

@@ -20,6 +20,7 @@ use crate::layer::upper::{Temp, Upper, link_open, tmpfile};
 use crate::marks::{OVERRIDE_STAT, Opaque, OverrideStat};
 use crate::node::{HeldFd, Node, Parts, UpperObject};
 use crate::sys::copy::copy_data;
+use crate::sys::write_back::write_back;
 use crate::sys::xattr::{self, Target};
 
 /// How much of an object must be in the upper.
@@ -247,11 +248,12 @@ impl Overlay {
         {
             self.set_mode(fd, &attr).map_err(fail("set the mode"))?;
         }
-        if !metacopy && attr.kind() == Kind::File && attr.size > 0 && !self.layers.config.volatile {
-            // The data below is durable: what replaces it must be, too, before it does.
-            if let Some(fd) = draft.target() {
-                rustix::fs::fsync(fd).map_err(fail("sync the data"))?;
-            }
+        if !metacopy
+            && attr.kind() == Kind::File
+            && attr.size > 0
+            && let Some(fd) = draft.target()
+        {
+            self.settle_data(upper, fd).map_err(fail("sync the data"))?;
         }
         self.finish_times(&draft, upper, &attr).map_err(fail("set times"))?;
         let real = match (&draft, draft.target()) {
@@ -537,6 +539,15 @@ impl Overlay {
         Ok(())
     }
 
+    /// The data below is durable: what replaces it must be, too, before it does. Where the upper's journal keeps the
+    /// order, writing the data is enough, and the commit that makes the copy visible makes it durable as a whole.
+    fn settle_data(&self, upper: &Upper, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        if self.layers.config.volatile {
+            return Ok(());
+        }
+        if upper.can.ordered { write_back(file) } else { rustix::fs::fsync(file) }
+    }
+
     /// Brings the data of a metadata-only copy up. The caller holds the change lock.
     pub(super) fn complete_data(&self, node: &Arc<Node>, need: Need) -> OpResult<()> {
         let (data, name, metacopy) = {
@@ -573,8 +584,8 @@ impl Overlay {
         }
         set_times(file.as_fd(), &before)?;
         copied?;
-        if !self.layers.config.volatile {
-            rustix::fs::fsync(&file)?;
+        if let Some(upper) = &self.layers.upper {
+            self.settle_data(upper, file.as_fd())?;
         }
         for mark in [&self.layers.names.metacopy, &self.layers.names.redirect] {
             match xattr::remove(Target::Fd(file.as_fd()), mark) {

@@ -133,6 +133,8 @@ fn each_word_sets_its_field() {
         ("writeback_cache", |c| c.io = IoMode::Writeback),
         ("threads=8", |c| c.threads = 8),
         ("threads=0", |_| {}),
+        ("same_cpu=off", |c| c.same_cpu = false),
+        ("same_cpu=auto", |_| {}),
         ("timeout=0.5", |_| {}),
         ("ro", |c| c.flags.read_only = true),
         ("ro,rw", |_| {}),

@@ -19,6 +19,7 @@ const MAX_THREADS: u64 = 512;
 /// The largest id that means an owner; the one above it means "none" to every system call.
 const MAX_ID: u64 = u32::MAX as u64 - 1;
 
+const AUTO_OFF: [(&str, bool); 2] = [("auto", true), ("off", false)];
 const ON_OFF: [(&str, bool); 2] = [("on", true), ("off", false)];
 
 /// Words of mount(8), fstab, libfuse and fuse-overlayfs that are true here already or concern others: accepted
@@ -247,6 +248,7 @@ pub(super) fn apply(builder: &mut Builder, raw: RawWord<'_>) -> Result<(), Optio
             let expected = "a number of threads from 0 (as many as there are CPUs) to 512";
             builder.config.threads = number(raw, "threads", "N", expected, MAX_THREADS)? as usize;
         }
+        "same_cpu" => builder.config.same_cpu = choice(raw, "same_cpu", "auto or off", &AUTO_OFF)?,
         "timeout" => {
             // fuse-overlayfs: seconds for which names and attributes are cached. The kernel is told of every
             // change here, so there is no time to choose; the text is still checked.

@@ -1,0 +1,385 @@
+//! Serving one busy caller on its own CPU.
+//!
+//! A request wakes a thread of this process, and its answer wakes the caller. The scheduler puts whoever is woken on an
+//! idle CPU, so both wake-ups cross CPUs though the two never run at the same time: tens of microseconds each in a
+//! virtual machine, several times what most requests take. When one caller alone asks in quick succession, one thread,
+//! the leader, moves to the caller's CPU and takes all requests, while the others rest. While it answers it has the
+//! policy `SCHED_IDLE`: its CPU counts as idle then, and the caller is woken where it was.
+//!
+//! What must hold: nobody waits because the leader does not run. The leader holds no lock while it answers. One of the
+//! resting threads watches it by the clock ([`TICK`]) and ends all of this when the leader does not come on: it may be
+//! waiting for a disk, or compete with somebody for the CPU. The same happens when several callers ask in turns, and
+//! when nobody asks. See `docs/decisions/0010-own-transport.md`.
+
+use std::cell::RefCell;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Pid;
+use rustix::thread::CpuSet;
+
+use super::abi::Op;
+use super::device::Device;
+use super::request::Request;
+use crate::sys::creds;
+use crate::sys::schedule::{self, Policy};
+
+/// Requests of one caller in a row that make a thread its leader.
+const STREAK: i32 = 8;
+/// How often the leader is looked at.
+const TICK: Duration = Duration::from_millis(1);
+/// Looks without progress at a leader that has a request, before the others help.
+const STUCK: u32 = 2;
+/// Looks without any request, before all wait for requests again.
+const QUIET: u32 = 20;
+/// Requests after which a caller is looked for again: it can move.
+const FOLLOW: u32 = 64;
+/// Weight of a request of somebody else than the last time, and how much of it ends the leading.
+const FOREIGN: u32 = 3;
+const MANY_FOREIGN: u32 = 24;
+/// Requests before the next try after a leader was in the way.
+const PAUSE: i32 = 256;
+/// Reads from here on are part of a stream that the kernel asks for ahead: they run beside the caller.
+const STREAM: u32 = 64 << 10;
+
+const CAP_SYS_NICE: u32 = 23;
+
+/// What the threads share.
+#[derive(Debug)]
+pub(super) struct Near {
+    /// The CPUs of this process; `None` where serving near is not possible or not wanted.
+    cpus: Option<CpuSet>,
+    /// There is a leader, and the others rest.
+    on: AtomicBool,
+    /// The mount is gone.
+    ended: AtomicBool,
+    /// Who asked last, and how often in a row; below zero while there is a pause.
+    last: AtomicU32,
+    streak: AtomicI32,
+    /// Thread id of the leader.
+    leader: AtomicI32,
+    /// Odd while the leader has a request.
+    progress: AtomicU64,
+    /// The leader is answering, and may be `SCHED_IDLE`.
+    answering: AtomicBool,
+    /// True while one of those that rest watches.
+    watched: Mutex<bool>,
+    wake: Condvar,
+    device: Arc<Device>,
+}
+
+thread_local! {
+    /// Set on the thread that leads.
+    static LEADS: RefCell<Option<Arc<Near>>> = const { RefCell::new(None) };
+}
+
+/// What one thread knows.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    lead: Option<Lead>,
+}
+
+#[derive(Debug)]
+struct Lead {
+    caller: u32,
+    requests: u32,
+    foreign: u32,
+    cpu: Option<usize>,
+}
+
+/// Runs `send`, which wakes the caller: on this CPU, when this thread leads.
+pub(super) fn answering<T>(send: impl FnOnce() -> T) -> T {
+    LEADS.with_borrow(|near| match near {
+        Some(near) if near.on.load(Ordering::Relaxed) => near.answer(send),
+        _ => send(),
+    })
+}
+
+impl Near {
+    pub(super) fn new(wanted: bool, threads: usize, device: Arc<Device>) -> Self {
+        Self {
+            cpus: if wanted && threads > 1 { usable_cpus() } else { None },
+            on: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            last: AtomicU32::new(0),
+            streak: AtomicI32::new(0),
+            leader: AtomicI32::new(0),
+            progress: AtomicU64::new(0),
+            answering: AtomicBool::new(false),
+            watched: Mutex::new(false),
+            wake: Condvar::new(),
+            device,
+        }
+    }
+
+    /// True where it is possible at all.
+    pub(super) fn possible(&self) -> bool {
+        self.cpus.is_some()
+    }
+
+    /// Before a thread waits for a request: it rests as long as another one leads.
+    pub(super) fn before_request(&self, place: &mut Place) {
+        if self.cpus.is_none() {
+            return;
+        }
+        if place.lead.is_some() {
+            self.progress.fetch_add(1, Ordering::Release);
+            if self.on.load(Ordering::Acquire) {
+                return;
+            }
+            self.step_down(place);
+        }
+        if self.on.load(Ordering::Acquire) {
+            self.rest();
+        }
+    }
+
+    /// A thread has a request.
+    pub(super) fn on_request(self: &Arc<Self>, place: &mut Place, request: &Request<'_>) {
+        if self.cpus.is_none() {
+            return;
+        }
+        let caller = request.header.pid;
+        if let Some(lead) = &mut place.lead {
+            self.progress.fetch_add(1, Ordering::Release);
+            if caller == 0 || !counts(request.header.op) {
+                return;
+            }
+            if is_stream(request) {
+                return self.leave(PAUSE, "a stream is read");
+            }
+            if lead.caller == caller {
+                lead.requests += 1;
+                lead.foreign = lead.foreign.saturating_sub(1);
+                if lead.requests == 2 || lead.requests.is_multiple_of(FOLLOW) {
+                    self.follow(lead);
+                }
+            } else {
+                lead.foreign += FOREIGN;
+                (lead.caller, lead.requests) = (caller, 1);
+                if lead.foreign > MANY_FOREIGN {
+                    self.leave(PAUSE, "several callers");
+                }
+            }
+            return;
+        }
+        if caller == 0 || !counts(request.header.op) || self.on.load(Ordering::Relaxed) {
+            return;
+        }
+        if is_stream(request) {
+            self.streak.store(-PAUSE, Ordering::Relaxed);
+        } else if self.last.load(Ordering::Relaxed) != caller {
+            self.last.store(caller, Ordering::Relaxed);
+            self.streak.fetch_min(0, Ordering::Relaxed);
+        } else if self.streak.fetch_add(1, Ordering::Relaxed) >= STREAK {
+            self.lead(place, caller);
+        }
+    }
+
+    /// This thread becomes the leader, unless another one just did.
+    fn lead(self: &Arc<Self>, place: &mut Place, caller: u32) {
+        // The last leader must have stepped down: there is one place for its number.
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        if self.leader.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return;
+        }
+        self.streak.store(0, Ordering::Relaxed);
+        let mut lead = Lead { caller, requests: 1, foreign: 0, cpu: None };
+        // It has the request that made it the leader.
+        self.progress.fetch_or(1, Ordering::Release);
+        self.on.store(true, Ordering::Release);
+        LEADS.set(Some(self.clone()));
+        self.follow(&mut lead);
+        place.lead = Some(lead);
+    }
+
+    /// Moves to the caller's CPU.
+    fn follow(&self, lead: &mut Lead) {
+        let Some(cpu) = cpu_of(lead.caller) else { return self.leave(PAUSE, "the caller is not seen") };
+        if lead.cpu == Some(cpu) {
+            return;
+        }
+        let mut set = CpuSet::new();
+        if cpu >= CpuSet::MAX_CPU || !self.cpus.is_some_and(|cpus| cpus.is_set(cpu)) {
+            return self.leave(PAUSE, "the caller's CPU is not for this process");
+        }
+        set.set(cpu);
+        match rustix::thread::sched_setaffinity(None, &set) {
+            Ok(()) => lead.cpu = Some(cpu),
+            Err(_) => self.leave(PAUSE, "the CPU cannot be chosen"),
+        }
+    }
+
+    /// Ends the leading: the others wake up at once, the leader sees it before its next request.
+    fn leave(&self, pause: i32, why: &'static str) {
+        tracing::debug!(pause, "no longer near: {why}");
+        self.streak.store(-pause, Ordering::Relaxed);
+        self.on.store(false, Ordering::Release);
+        // Taken so that nobody who is about to rest misses it.
+        drop(self.watched.lock());
+        self.wake.notify_all();
+    }
+
+    fn step_down(&self, place: &mut Place) {
+        place.lead = None;
+        LEADS.set(None);
+        self.release(None);
+        self.leader.store(0, Ordering::Release);
+    }
+
+    /// Gives a thread its CPUs and its policy back.
+    fn release(&self, thread: Option<Pid>) {
+        let number = thread.map_or(0, |t| t.as_raw_nonzero().get());
+        if let Err(e) = schedule::set_policy(number, Policy::Other) {
+            tracing::debug!("policy of thread {number}: {e}");
+        }
+        if let Some(cpus) = &self.cpus
+            && let Err(e) = rustix::thread::sched_setaffinity(thread, cpus)
+        {
+            tracing::debug!("CPUs of thread {number}: {e}");
+        }
+    }
+
+    fn answer<T>(&self, send: impl FnOnce() -> T) -> T {
+        self.answering.store(true, Ordering::Release);
+        let idle = schedule::set_policy(0, Policy::Idle).is_ok();
+        if !self.on.load(Ordering::Acquire) {
+            self.release(None);
+        }
+        let sent = send();
+        if idle && let Err(e) = schedule::set_policy(0, Policy::Other) {
+            tracing::error!("take the usual scheduling policy back: {e}");
+            self.leave(i32::MAX, "the policy cannot be taken back");
+        }
+        self.answering.store(false, Ordering::Release);
+        sent
+    }
+
+    /// Until nobody leads any more.
+    fn rest(&self) {
+        let mut watched = self.watched.lock();
+        while self.on.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire) {
+            if *watched {
+                self.wake.wait(&mut watched);
+                continue;
+            }
+            *watched = true;
+            let (mut seen, mut looks) = (self.progress.load(Ordering::Acquire), 0);
+            while self.on.load(Ordering::Acquire) && !self.ended.load(Ordering::Acquire) {
+                if !self.wake.wait_for(&mut watched, TICK).timed_out() {
+                    continue;
+                }
+                let now = self.progress.load(Ordering::Acquire);
+                if now != seen {
+                    (seen, looks) = (now, 0);
+                    continue;
+                }
+                looks += 1;
+                let has_request = now % 2 == 1;
+                if has_request && looks >= STUCK || looks >= QUIET {
+                    // A caller that only thinks is no reason for a pause; one that waits in vain is.
+                    let pause = if has_request && self.requests_wait() { PAUSE } else { 0 };
+                    tracing::debug!(pause, has_request, "no longer near");
+                    self.streak.store(-pause, Ordering::Relaxed);
+                    self.on.store(false, Ordering::Release);
+                    self.wake.notify_all();
+                }
+            }
+            *watched = false;
+            // Another one may have begun to rest meanwhile.
+            self.wake.notify_all();
+        }
+        drop(watched);
+        self.free_leader();
+    }
+
+    /// A leader that was in the middle of an answer has a policy under which it may not run for long.
+    fn free_leader(&self) {
+        for _ in 0..50 {
+            let Some(leader) = Pid::from_raw(self.leader.load(Ordering::Acquire)) else { return };
+            if !self.answering.load(Ordering::Acquire) || self.on.load(Ordering::Acquire) {
+                return;
+            }
+            self.release(Some(leader));
+            std::thread::sleep(TICK);
+        }
+    }
+
+    fn requests_wait(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut device = [PollFd::from_borrowed_fd(self.device.as_fd(), PollFlags::IN)];
+        rustix::event::poll(&mut device, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// The mount is gone: nobody rests any more.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.on.store(false, Ordering::Release);
+        drop(self.watched.lock());
+        self.wake.notify_all();
+    }
+}
+
+/// Requests for which nobody waits say nothing about a caller.
+fn counts(op: Option<Op>) -> bool {
+    !matches!(op, None | Some(Op::Forget | Op::BatchForget | Op::Release | Op::ReleaseDir | Op::Interrupt))
+}
+
+fn is_stream(request: &Request<'_>) -> bool {
+    let mut fields = request.fields();
+    // fh, offset, size
+    request.header.op == Some(Op::Read)
+        && fields.skip(16).and_then(|()| fields.u32()).is_ok_and(|size| size >= STREAM)
+}
+
+/// The CPUs of this process, where it may change policies and there is a choice of CPUs.
+fn usable_cpus() -> Option<CpuSet> {
+    // Going back from SCHED_IDLE takes the capability in the first user namespace (`user_check_sched_setscheduler`).
+    if !creds::has_capability(CAP_SYS_NICE)
+        || !creds::in_initial_user_namespace()
+        || !schedule::has_default_policy(0)
+    {
+        return None;
+    }
+    let cpus = rustix::thread::sched_getaffinity(None).ok()?;
+    (cpus.count() > 1).then_some(cpus)
+}
+
+/// The CPU that a thread ran on last: field 39 of /proc/PID/stat (proc(5)).
+fn cpu_of(thread: u32) -> Option<usize> {
+    let stat = std::fs::read(format!("/proc/{thread}/stat")).ok()?;
+    cpu_in(&stat)
+}
+
+fn cpu_in(stat: &[u8]) -> Option<usize> {
+    // The name in parentheses can hold anything; the third field is the first behind it.
+    let behind = stat.iter().rposition(|b| *b == b')')? + 1;
+    let rest = std::str::from_utf8(stat.get(behind..)?).ok()?;
+    rest.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_found_behind_any_name() {
+        let numbers: Vec<String> = (4..=52).map(|n| n.to_string()).collect();
+        for name in ["cat", "a b", "x) 1 2 (y", ")"] {
+            let stat = format!("12 ({name}) S {}\n", numbers.join(" "));
+            assert_eq!(cpu_in(stat.as_bytes()), Some(39), "{name}");
+        }
+        assert_eq!(cpu_in(b"12 (cat) S 1 2"), None);
+        assert_eq!(cpu_in(b""), None);
+        assert!(cpu_of(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn nobody_answers_for_nobody() {
+        assert_eq!(answering(|| 7), 7);
+    }
+}
