@@ -130,7 +130,7 @@ def tree(session):
         session.time("read-cold", read_all, cold=True)
         session.time("read-warm", read_all, warm=read_all)
         for processes in (2, 4):
-            session.time(f"read-{processes}", lambda: session.helper("readers", everything, processes), warm=read_all)
+            session.time(f"read-{processes}", lambda: session.helper("readers", everything, processes), warm=read_all, parallel=True)
         calls = data.count(200000)
         session.time("stat", lambda: session.helper("stat", some, calls), calls, warm=lambda: session.helper("stat", some, 1000))
         absent = data.paths("absent", 1000)
@@ -216,6 +216,7 @@ def big(session):
 @group(
     "create",
     ("create-unlink", "10,000 files made, closed and removed, one after the other", "create", "file"),
+    ("create-smp", "3,000 of them with client and server free to use all processors", "none", "file"),
     ("untar", "tar -x of a source tree of some thousand files", "create", "file"),
     ("rm-new", "rm -rf of that tree", "create", "file"),
     ("dpkg", "300 files written, synced and renamed into place", "none", "file"),
@@ -241,13 +242,17 @@ def create(session):
 
         files = data.count(10000)
         session.time("create-unlink", lambda: session.helper("create-unlink", work, files), files)
+        some = data.count(3000)
+        session.time("create-smp", lambda: session.helper("create-unlink", work, some), some, parallel=True)
         session.time("untar", untar, entries)
         session.time("rm-new", lambda: session.command("rm", "-rf", f"{work}/tree"), entries, warm=ready)
         replaced = data.count(300)
         session.time("dpkg", lambda: session.helper("replace", work, replaced), replaced)
         made = data.count(4000)
         for clients in (1, 4, 16):
-            session.time(f"clients-{clients}", lambda: session.helper("clients", work, clients, made), made)
+            session.time(
+                f"clients-{clients}", lambda: session.helper("clients", work, clients, made), made, parallel=clients > 1
+            )
 
 
 GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@example.org", "-c", "safe.directory=*")
