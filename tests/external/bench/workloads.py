@@ -176,9 +176,9 @@ def tree(session):
     ("seq-read", "that file read by 1 MiB after dropping caches", "stream", "file"),
     ("seq-reread", "the same again", "stream", "file"),
     ("seq-read-low", "a lower file of 1 GiB read after dropping caches", "none", "file"),
-    ("rand-read", "20,000 random reads of 4 KiB in the new file, after dropping caches", "stream", "read"),
-    ("rand-reread", "200,000 of them, warm", "stream", "read"),
-    ("rand-write", "50,000 random writes of 4 KiB in the new file, fsync", "stream", "write"),
+    ("rand-read", "5,000 random reads of 4 KiB in the new file, after dropping caches", "stream", "read"),
+    ("rand-reread", "100,000 of them, warm", "stream", "read"),
+    ("rand-write", "20,000 random writes of 4 KiB in the new file, fsync", "stream", "write"),
     ("rand-write-low", "the first write to the lower file of 1 GiB: one byte appended", "none", "write"),
 )
 def big(session):
@@ -202,11 +202,11 @@ def big(session):
         session.time("seq-read", read, cold=True, warm=ready)
         session.time("seq-reread", read, warm=lambda: (ready(), read()))
         session.time("seq-read-low", lambda: session.helper("seq-read", lower, size), cold=True)
-        reads = data.count(20000)
+        reads = data.count(5000)
         session.time("rand-read", lambda: session.helper("rand-read", new, reads), reads, cold=True, warm=ready)
-        many = data.count(200000)
+        many = data.count(100000)
         session.time("rand-reread", lambda: session.helper("rand-read", new, many), many, warm=lambda: (ready(), read()))
-        writes = data.count(50000)
+        writes = data.count(20000)
         session.time("rand-write", lambda: session.helper("rand-write", new, writes), writes, warm=ready)
         if session.wants("rand-write-low"):
             name = session.write_list("append-big", ["big"])
