@@ -163,7 +163,7 @@ class Data:
         every layer has, and files dealt out to the layers one by one. Returns it and a list of the files."""
 
         def make(path):
-            files = self.count(20000)
+            files = self.count(2000)
             names = []
             for layer in range(layers):
                 for directory in range(20):

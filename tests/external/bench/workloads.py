@@ -310,7 +310,7 @@ LAYERS = (1, 10, 100, 500)
 def _layer_rows():
     for layers in LAYERS:
         word = "layer" if layers == 1 else "layers"
-        yield (f"mount-{layers}", f"mount of {layers} {word}, 20,000 files in all", "none", "mount")
+        yield (f"mount-{layers}", f"mount of {layers} {word}, 2,000 files in all", "none", "mount")
         yield (f"lookup-{layers}", f"each of those files, and as many missing ones, looked up once, {layers} {word}", "none", "call")
 
 
