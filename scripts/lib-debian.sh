@@ -37,6 +37,7 @@ make_debian_root() {
 
 # The same, made once and kept in target/cache: debian_root_archive NAME PACKAGES. Prints its path.
 debian_root_archive() {
+    # shellcheck disable=SC2154 # lib.sh, which is sourced first, sets it
     local cache=$target/cache/$1-root-$suite-$2.tar
     if [ ! -e "$cache" ]; then
         need_programs mmdebstrap apt-get
