@@ -159,16 +159,6 @@ class Mount:
         counts["getxattr"] -= self._question
         return {kind: count for kind, count in counts.items() if count > 0}
 
-    def let_server_use(self, processors):
-        """Restricts the threads of the serving process. Threads that they start later are restricted as they are."""
-        if self.server is None:
-            return
-        for thread in os.listdir(f"/proc/{self.server}/task"):
-            try:
-                os.sched_setaffinity(int(thread), processors)
-            except ProcessLookupError:
-                pass  # it has ended meanwhile
-
     def server_cpu_ms(self):
         """Processor time that the serving process has used, or None for a filesystem of the kernel."""
         if self.server is None:

@@ -65,16 +65,17 @@ class Session:
         return 1 if self._small else full
 
     @contextmanager
-    def mounted(self, lowers, bind=False, empty_ext4=False, cwd=None):
+    def mounted(self, lowers, bind=False, empty_ext4=False, cwd=None, parallel=False):
         """The filesystem over `lowers` with a new upper. ext4 has no layers: `bind` mounts the one lower itself,
-        `empty_ext4` begins empty, else the lowers are copied."""
+        `empty_ext4` begins empty, else the lowers are copied. `parallel`: on all processors."""
         with FreshDirectories(self.data.backing) as (upper, work):
             if self.fs.kind == "ext4" and bind:
                 upper = None
             elif self.fs.kind == "ext4" and empty_ext4:
                 lowers = []
             write_out(self.data.backing)
-            os.sched_setaffinity(0, _ONE)
+            # What is started from here on, the server among it, may use no others.
+            os.sched_setaffinity(0, _ALL if parallel else _ONE)
             with Mount(self.fs, self._programs, self.at, lowers, upper, work, cwd) as mount:
                 self._mount = mount
                 yield mount
@@ -131,10 +132,10 @@ class Session:
 
     # --- timing ----------------------------------------------------------------------------------------------
 
-    def time(self, row, action, operations=1, cold=False, warm=None, share=1, always=False, parallel=False):
+    def time(self, row, action, operations=1, cold=False, warm=None, share=1, always=False):
         """Times `action`: by what it returns (nanoseconds) or else from outside. `warm` is done before, untimed; `cold`
         drops the caches then. The time is divided by `share`; requests are counted for `operations`. What was not asked
-        for is skipped, or, with `always`, done untimed because later rows need it. `parallel` gives it all processors."""
+        for is skipped, or, with `always`, done untimed because later rows need it."""
         if not self.wants(row):
             if always:
                 action()
@@ -146,9 +147,6 @@ class Session:
         write_out(self.data.backing)
         if cold:
             drop_caches()
-        processors = _ALL if parallel else _ONE
-        os.sched_setaffinity(0, processors)
-        mount.let_server_use(processors)
         cpu = mount.server_cpu_ms()
         before = mount.requests()
         started = time.perf_counter_ns()

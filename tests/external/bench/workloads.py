@@ -95,8 +95,6 @@ C_SOURCE = b"#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\nint m
     ("du-warm", "the same again", "lookups", "tree"),
     ("read-cold", "every file read to its end after dropping caches", "none", "tree"),
     ("read-warm", "the same again", "walk", "tree"),
-    ("read-2", "the same by 2 processes at once, each everything, warm", "none", "tree"),
-    ("read-4", "the same by 4 processes", "none", "tree"),
     ("stat", "lstat of 1,000 names over and over, 200,000 in all", "stat", "call"),
     ("stat-neg", "lstat of 1,000 missing names over and over, 200,000", "lookups", "call"),
     ("stat-neg-new", "lstat of missing names, each the first time", "lookups", "call"),
@@ -129,8 +127,6 @@ def tree(session):
         session.time("du-warm", walk, warm=walk)
         session.time("read-cold", read_all, cold=True)
         session.time("read-warm", read_all, warm=read_all)
-        for processes in (2, 4):
-            session.time(f"read-{processes}", lambda: session.helper("readers", everything, processes), warm=read_all, parallel=True)
         calls = data.count(200000)
         session.time("stat", lambda: session.helper("stat", some, calls), calls, warm=lambda: session.helper("stat", some, 1000))
         absent = data.paths("absent", 1000)
@@ -216,13 +212,9 @@ def big(session):
 @group(
     "create",
     ("create-unlink", "10,000 files made, closed and removed, one after the other", "create", "file"),
-    ("create-smp", "3,000 of them with client and server free to use all processors", "none", "file"),
     ("untar", "tar -x of a source tree of some thousand files", "create", "file"),
     ("rm-new", "rm -rf of that tree", "create", "file"),
     ("dpkg", "300 files written, synced and renamed into place", "none", "file"),
-    ("clients-1", "4,000 files made, written, looked at, removed by 1 process", "none", "file"),
-    ("clients-4", "the same 4,000 by 4 processes", "none", "file"),
-    ("clients-16", "the same 4,000 by 16 processes", "none", "file"),
 )
 def create(session):
     data = session.data
@@ -242,17 +234,38 @@ def create(session):
 
         files = data.count(10000)
         session.time("create-unlink", lambda: session.helper("create-unlink", work, files), files)
-        some = data.count(3000)
-        session.time("create-smp", lambda: session.helper("create-unlink", work, some), some, parallel=True)
         session.time("untar", untar, entries)
         session.time("rm-new", lambda: session.command("rm", "-rf", f"{work}/tree"), entries, warm=ready)
         replaced = data.count(300)
         session.time("dpkg", lambda: session.helper("replace", work, replaced), replaced)
+
+
+@group(
+    "parallel",
+    ("read-1", "every file read by 1 process, warm, all processors allowed", "none", "tree"),
+    ("read-2", "the same by 2 processes at once, each everything", "none", "tree"),
+    ("read-4", "the same by 4 processes", "none", "tree"),
+    ("clients-1", "4,000 files made, written, looked at, removed by 1 process", "none", "file"),
+    ("clients-4", "the same 4,000 by 4 processes", "none", "file"),
+    ("clients-16", "the same 4,000 by 16 processes", "none", "file"),
+)
+def parallel(session):
+    data = session.data
+    everything = data.paths("files")
+    lower = data.root_copy() if session.fs.kind == "ext4" else data.root()
+    with session.mounted([lower], bind=True, parallel=True):
+        for processes in (1, 2, 4):
+            session.time(
+                f"read-{processes}",
+                lambda: session.helper("readers", everything, processes),
+                warm=lambda: session.helper("read-all", everything),
+            )
+        work = f"{session.at}/bench"
+        os.mkdir(work)
         made = data.count(4000)
         for clients in (1, 4, 16):
-            session.time(
-                f"clients-{clients}", lambda: session.helper("clients", work, clients, made), made, parallel=clients > 1
-            )
+            session.time(f"clients-{clients}", lambda: session.helper("clients", work, clients, made), made)
+        os.rmdir(work)
 
 
 GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@example.org", "-c", "safe.directory=*")
