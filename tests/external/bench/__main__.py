@@ -30,6 +30,7 @@ def parse():
     parser.add_argument("--fs", type=split, metavar="NAME,...", help="only these filesystems")
     parser.add_argument("--rounds", type=int, help=f"how often each is measured [{ROUNDS}]")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there too")
+    parser.add_argument("--processors", choices=("one", "all"), default="one", help="where client and server may run [one]")
     parser.add_argument("--quick", action="store_true", help="one round, an eighth of the data: to see that something moved")
     parser.add_argument("--smoke", action="store_true", help="layerfs and ext4, tiny data: to see that the script works")
     parser.add_argument("--strict", action="store_true", help="exit 1 if a bound is missed")
@@ -81,6 +82,7 @@ def measure(arguments, programs):
     results = Results()
     wanted = set(arguments.rows)
     turn = 0
+    spread_out = arguments.processors == "all"
     for name, run in GROUPS.items():
         rows = {row.name for row in ROWS if row.group == name} & wanted
         order = [BY_KEY[key] for key in arguments.fs if run.only is None or key in run.only]
@@ -89,12 +91,12 @@ def measure(arguments, programs):
         began = time.monotonic()
         if not run.once and not arguments.smoke:
             # Not counted: makes the data, and touches the blocks of the backing for the first time.
-            run(Session(order[-1], data, programs, arguments.scratch, rows, Results(), True))
+            run(Session(order[-1], data, programs, arguments.scratch, rows, Results(), True, spread_out))
         for _ in range(1 if run.once else arguments.rounds):
             turned = order[turn % len(order) :] + order[: turn % len(order)]
             turn += 1
             for fs in turned:
-                run(Session(fs, data, programs, arguments.scratch, rows, results, scale > 1))
+                run(Session(fs, data, programs, arguments.scratch, rows, results, scale > 1, spread_out))
         say(f"{name}: {time.monotonic() - began:.0f} s")
     return results
 
@@ -121,6 +123,7 @@ def main():
     about = {
         "kernel": platform.release(),
         "processors": os.cpu_count(),
+        "used": arguments.processors,
         "rounds": arguments.rounds,
         "backing": arguments.place,
         "seconds": round(time.monotonic() - began),

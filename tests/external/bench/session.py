@@ -47,7 +47,7 @@ class Results:
 class Session:
     """What a group of workloads is given. `wanted`: the names of the rows to fill."""
 
-    def __init__(self, fs, data, programs, scratch, wanted, results, small):
+    def __init__(self, fs, data, programs, scratch, wanted, results, small, spread_out):
         self.fs = fs
         self.data = data
         self.at = os.path.join(scratch, "merged")
@@ -55,6 +55,7 @@ class Session:
         self._wanted = wanted
         self._results = results
         self._small = small
+        self._spread_out = spread_out
         self._mount = None
 
     def wants(self, row):
@@ -75,7 +76,7 @@ class Session:
                 lowers = []
             write_out(self.data.backing)
             # What is started from here on, the server among it, may use no others.
-            os.sched_setaffinity(0, _ALL if parallel else _ONE)
+            os.sched_setaffinity(0, _ALL if parallel or self._spread_out else _ONE)
             with Mount(self.fs, self._programs, self.at, lowers, upper, work, cwd) as mount:
                 self._mount = mount
                 yield mount
