@@ -157,7 +157,7 @@ unmount() {
 
 # An ext4 filesystem in a file, mounted at $2. $1 is its size as truncate(1) takes it; blocks are not allocated before
 # they are used. With a third word, `memory`, the file is in memory where there is room for it: for a suite that syncs
-# all the time and does not ask what survives a crash.
+# all the time and does not ask what survives a crash. Further words are options of mkfs.ext4.
 backing_start() {
     local size=$1 at=$2 image=$scratch/backing.img
     if [ "${3:-}" = memory ] && [ "$(df --output=avail -B 1M /dev/shm | tail -n 1)" -gt 2048 ]; then
@@ -165,7 +165,7 @@ backing_start() {
         undo rm -f "$image"
     fi
     truncate -s "$size" "$image"
-    mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 "$image"
+    mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 "${@:4}" "$image"
     mkdir -p "$at"
     undo unmount "$at"
     mount -o loop "$image" "$at"
