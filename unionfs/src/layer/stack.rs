@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -110,12 +110,14 @@ impl Layers {
         if config.lowers.is_empty() || config.lowers.len() > MAX_LOWERS {
             return Err(StackError::Count(config.lowers.len()));
         }
-        let mut opened: Vec<(OwnedFd, Attr)> = Vec::new();
+        let mut opened: Vec<(OwnedFd, Attr)> = Vec::with_capacity(config.lowers.len());
+        let mut paths = Vec::with_capacity(config.lowers.len());
         for spec in &config.lowers {
             let (fd, attr) = open_root("lowerdir", &spec.path)?;
-            opened.push((if spec.submounts { fd } else { private_clone(fd) }, attr));
+            paths.push(canonical(&fd, &spec.path));
+            opened.push((fd, attr));
         }
-        let paths: Vec<_> = config.lowers.iter().map(|l| canonical(&l.path)).collect();
+        private_clones(&config.lowers, &paths, &mut opened);
         check_lowers(&config.lowers, &paths, &opened)?;
         let fds = FdCache::new(fd_budget);
         let (upper, names) = match &config.upper {
@@ -145,17 +147,75 @@ fn open_root(role: &'static str, path: &Path) -> Result<(OwnedFd, Attr), StackEr
     Ok((fd, attr))
 }
 
-/// The directory as seen through a mount of its own with nothing mounted on it, where this process may make one;
-/// the kernel's overlayfs does the same. A mountpoint inside a layer then leads into no mount of ours.
-fn private_clone(fd: OwnedFd) -> OwnedFd {
+/// Replaces the layers' directories by the same ones as seen through a mount of our own with nothing mounted on it, where
+/// this process may make one; the kernel's overlayfs does the same. A mountpoint inside a layer then leads into no mount of
+/// ours. Layers on one mount share one clone, of the directory that holds them all: each clone costs a mount namespace.
+fn private_clones(specs: &[LowerSpec], paths: &[PathBuf], opened: &mut [(OwnedFd, Attr)]) {
+    let mut by_mount: HashMap<u64, Vec<usize>> = HashMap::new();
+    for (number, spec) in specs.iter().enumerate() {
+        if spec.submounts {
+            continue;
+        }
+        match mount_of(&opened[number].0) {
+            Some(mount) => by_mount.entry(mount).or_default().push(number),
+            None => clone_one(&mut opened[number]),
+        }
+    }
+    for (mount, layers) in by_mount {
+        let shared = if layers.len() > 1 { shared_clone(mount, &layers, paths) } else { None };
+        for number in layers {
+            let beneath = shared.as_ref().and_then(|(top, tree)| {
+                let rest = paths[number].strip_prefix(top).ok()?;
+                let name = if rest.as_os_str().is_empty() { b"." } else { rest.as_os_str().as_bytes() };
+                let fd = open_beneath(tree, name, OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
+                // Found by path: it must be the directory that was opened.
+                stat_fd(&fd).is_ok_and(|attr| same(&attr, &opened[number].1)).then_some(fd)
+            });
+            match beneath {
+                Some(fd) => opened[number].0 = fd,
+                None => clone_one(&mut opened[number]),
+            }
+        }
+    }
+}
+
+/// The mount a directory was opened on (Linux 5.8).
+fn mount_of(fd: &OwnedFd) -> Option<u64> {
+    let stat =
+        rustix::fs::statx(fd, c"", rustix::fs::AtFlags::EMPTY_PATH, rustix::fs::StatxFlags::MNT_ID).ok()?;
+    (stat.stx_mask & rustix::fs::StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
+}
+
+/// The lowest directory above all `layers` that is on their mount, and a clone of the mount there.
+fn shared_clone(mount: u64, layers: &[usize], paths: &[PathBuf]) -> Option<(PathBuf, OwnedFd)> {
+    let mut top = paths[*layers.first()?].parent()?.to_path_buf();
+    for number in layers {
+        while !paths[*number].starts_with(&top) {
+            if !top.pop() {
+                return None;
+            }
+        }
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(&top, flags, Mode::empty()).ok()?;
+    if mount_of(&fd)? != mount {
+        return None;
+    }
+    Some((top, clone_of(&fd).ok()?))
+}
+
+fn clone_of(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
     use rustix::mount::OpenTreeFlags;
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = rustix::mount::open_tree(&fd, c"", flags).and_then(|tree| {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::openat(&tree, c".", flags, Mode::empty())
-    });
-    clone.unwrap_or(fd)
+    let tree = rustix::mount::open_tree(fd, c"", flags)?;
+    rustix::fs::openat(&tree, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn clone_one(layer: &mut (OwnedFd, Attr)) {
+    if let Ok(fd) = clone_of(&layer.0) {
+        layer.0 = fd;
+    }
 }
 
 fn check_lowers(
@@ -190,9 +250,11 @@ fn same(a: &Attr, b: &Attr) -> bool {
     (a.dev, a.ino) == (b.dev, b.ino)
 }
 
-/// The path without symlinks, for [`is_beneath`].
-fn canonical(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+/// The path of an opened directory without symlinks, for [`is_beneath`]: the kernel knows it.
+fn canonical(fd: &OwnedFd, given: &Path) -> PathBuf {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+        .or_else(|_| given.canonicalize())
+        .unwrap_or_else(|_| given.to_path_buf())
 }
 
 /// True when `inner` is a directory somewhere beneath `outer` as `outer` shows it (a mount that covers the way
@@ -277,7 +339,7 @@ fn open_upper(
     if upper_attr.dev != work_attr.dev {
         return Err(StackError::WorkElsewhere { work: spec.work.clone(), upper: spec.upper.clone() });
     }
-    let (upper_path, work_path) = (canonical(&spec.upper), canonical(&spec.work));
+    let (upper_path, work_path) = (canonical(&upper_fd, &spec.upper), canonical(&work_fd, &spec.work));
     if is_beneath((&upper_fd, &upper_path), (&work_attr, &work_path)) {
         return overlap(format!("workdir {:?} is inside upperdir {:?}", spec.work, spec.upper));
     }

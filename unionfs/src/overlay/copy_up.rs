@@ -34,6 +34,9 @@ pub(crate) enum Need {
     DataUpTo(u64),
 }
 
+/// Bytes that are copied while the requests behind wait.
+const SOON: u64 = 128 << 10;
+
 /// A name and the directory it is in.
 type NamePlace = (Arc<Node>, Arc<[u8]>);
 
@@ -56,20 +59,23 @@ impl Draft<'_> {
 
 impl Overlay {
     /// True when satisfying a write or an attribute change of this node may take long: data must be copied, or
-    /// somebody is at it. Answers from memory.
+    /// somebody is at it. Asks the layer for no more than a size.
     pub fn copy_up_may_block(&self, node: &Node, needs_data: bool) -> bool {
         if node.kind != Kind::File || self.layers.upper.is_none() {
             return false;
         }
         let place = node.place.read();
-        let lacks = if needs_data || !self.layers.config.metacopy {
-            place.lacks_upper_data()
-        } else {
-            place.upper.is_none()
-        };
+        let copies = (needs_data || !self.layers.config.metacopy) && place.lacks_upper_data();
+        let data = if copies { place.lower.clone() } else { None };
         drop(place);
-        lacks && (needs_data || !self.layers.config.metacopy || node.change.is_locked())
-            || node.change.is_locked()
+        node.change.is_locked() || copies && !data.is_some_and(|data| self.is_soon_copied(&data))
+    }
+
+    /// A copy that takes less than handing it to another thread: little data, and no commit to wait for.
+    fn is_soon_copied(&self, data: &Object) -> bool {
+        let waits =
+            !self.layers.config.volatile && !self.layers.upper.as_ref().is_some_and(|u| u.can.ordered);
+        !waits && self.layers.stat_raw(&data.dir, &data.name).is_ok_and(|attr| attr.size <= SOON)
     }
 
     /// Makes a node present in the upper as far as needed, its parents first.

@@ -63,6 +63,11 @@ fn by_name<'a>(target: Target<'a>) -> Option<(i32, &'a CStr)> {
     }
 }
 
+/// An `O_PATH` descriptor takes no calls of its own; it is reached by its path in /proc.
+fn is_path_only(errno: Errno) -> bool {
+    errno == Errno::BADF
+}
+
 fn lacks_at(errno: Errno) -> bool {
     if errno == Errno::NOSYS {
         HAVE_AT.store(false, Ordering::Relaxed);
@@ -92,6 +97,15 @@ pub fn get(target: Target<'_>, name: &CStr, value: &mut [u8]) -> Result<usize, E
         };
         match check(result) {
             Err(e) if lacks_at(e) => {}
+            other => return other,
+        }
+    }
+    if let Target::Fd(fd) = target {
+        let (data, len) = (value.as_mut_ptr().cast(), value.len());
+        // SAFETY: `name` is a C string, the buffer is as long as said.
+        let result = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), data, len) };
+        match check(result as libc::c_long) {
+            Err(e) if is_path_only(e) => {}
             other => return other,
         }
     }
@@ -132,6 +146,15 @@ pub fn set(target: Target<'_>, name: &CStr, value: &[u8], flags: i32) -> Result<
             other => return other.map(|_| ()),
         }
     }
+    if let Target::Fd(fd) = target {
+        let (data, len) = (value.as_ptr().cast(), value.len());
+        // SAFETY: `name` is a C string, the buffer is as long as said.
+        let result = unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), data, len, flags) };
+        match check(result.into()) {
+            Err(e) if is_path_only(e) => {}
+            other => return other.map(|_| ()),
+        }
+    }
     let (path, follow) = proc_path(target);
     let (data, len) = (value.as_ptr().cast(), value.len());
     // SAFETY: `path` ends in NUL, `name` is a C string, the buffer is as long as said.
@@ -167,6 +190,15 @@ pub fn list(target: Target<'_>, list: &mut [u8]) -> Result<usize, Errno> {
             other => return other,
         }
     }
+    if let Target::Fd(fd) = target {
+        let (data, len) = (list.as_mut_ptr().cast(), list.len());
+        // SAFETY: the buffer is as long as said.
+        let result = unsafe { libc::flistxattr(fd.as_raw_fd(), data, len) };
+        match check(result as libc::c_long) {
+            Err(e) if is_path_only(e) => {}
+            other => return other,
+        }
+    }
     let (path, follow) = proc_path(target);
     let (data, len) = (list.as_mut_ptr().cast(), list.len());
     // SAFETY: `path` ends in NUL; the buffer is as long as said.
@@ -192,6 +224,14 @@ pub fn remove(target: Target<'_>, name: &CStr) -> Result<(), Errno> {
         };
         match check(result) {
             Err(e) if lacks_at(e) => {}
+            other => return other.map(|_| ()),
+        }
+    }
+    if let Target::Fd(fd) = target {
+        // SAFETY: `name` is a C string.
+        let result = unsafe { libc::fremovexattr(fd.as_raw_fd(), name.as_ptr()) };
+        match check(result.into()) {
+            Err(e) if is_path_only(e) => {}
             other => return other.map(|_| ()),
         }
     }
