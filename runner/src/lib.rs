@@ -16,6 +16,7 @@ pub mod capabilities;
 pub mod cgroup;
 mod channel;
 pub mod config;
+mod hooks;
 pub mod host;
 mod mountinfo;
 pub mod namespaces;
@@ -23,6 +24,7 @@ mod network;
 mod process;
 mod relay;
 mod rootfs;
+pub mod runtime;
 pub mod seccomp;
 pub mod state;
 mod step;
@@ -30,5 +32,7 @@ mod sys;
 pub mod terminal;
 
 pub use channel::{Failure, FailureKind, Stage};
-pub use process::{Container, CreateError, ExitStatus, Stdio};
+pub use process::{
+    Container, CreateError, Execution, ExitStatus, HookState, Outliving, Stdio, execute, start_over,
+};
 pub use step::StepError;

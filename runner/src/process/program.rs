@@ -45,7 +45,9 @@ pub(super) fn find(name: &CString, environment: &[CString]) -> Result<CString, N
     }
     match denied {
         Some(error) => refused(FailureKind::NotExecutable, error.to_string(), error.raw_os_error()),
-        None => refused(FailureKind::NotFound, "not found in PATH".into(), Some(libc::ENOENT)),
+        None => {
+            refused(FailureKind::NotFound, "executable file not found in $PATH".into(), Some(libc::ENOENT))
+        }
     }
 }
 
@@ -60,7 +62,7 @@ pub(super) fn kind_of(error: &io::Error) -> FailureKind {
 fn executable(path: &Path) -> io::Result<()> {
     let stat = rustix::fs::stat(path)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
     }
     Ok(rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?)
 }
