@@ -9,6 +9,9 @@ use rustix::fs::{Access, AtFlags, CWD, FileType};
 
 use crate::channel::FailureKind;
 
+/// Where programs are sought when the environment does not say, as with other runtimes.
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Why there is no program to execute.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NoProgram {
@@ -68,7 +71,7 @@ fn executable(path: &Path) -> io::Result<()> {
 }
 
 fn path_of(environment: &[CString]) -> &[u8] {
-    environment.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH=")).unwrap_or_default()
+    environment.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH)
 }
 
 #[cfg(test)]
