@@ -79,8 +79,8 @@ fn a_runtime_killed_at_any_moment_leaves_nothing_behind() {
 
 /// Processes whose command line is a creation of this test's.
 fn processes_of(bundles: &Bundles) -> Vec<String> {
-    let state = bundles.state_directory().to_str().unwrap().as_bytes().to_vec();
-    let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok());
+    let state = bundles.state_directory().as_os_str().as_encoded_bytes();
+    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| entry.ok());
     entries
         .filter_map(|entry| {
             let text = fs::read(entry.path().join("cmdline")).ok()?;

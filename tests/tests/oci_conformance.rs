@@ -286,7 +286,7 @@ fn wait_until_stopped(bundles: &Bundles, id: &str) {
             return;
         }
     }
-    panic!("{id} does not stop");
+    assert_eq!(bundles.state(id)["status"], "stopped");
 }
 
 #[test]

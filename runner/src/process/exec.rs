@@ -79,13 +79,25 @@ pub fn execute(execution: &Execution<'_>, stdio: Stdio, config: &Config) -> Resu
     };
     drop(theirs);
     if let Some(own) = own {
-        sys::process::set_namespaces(own, Namespaces::PID.bits()).map_err(CreateError::Fork)?;
+        leave_pid_namespace(&own).map_err(CreateError::Fork)?;
     }
     let mut container = Container::of_process(pid, child, ours);
     execution.cgroup.place(pid, is_born)?;
     container.placed()?;
     container.await_ready(config, &|_| Vec::new())?;
     Ok(container)
+}
+
+/// Children are born where this process is again. An ordinary user may not go back to a namespace of the machine's: then
+/// later children of this process are born in the container's too.
+pub(super) fn leave_pid_namespace(own: &fs::File) -> io::Result<()> {
+    match sys::process::set_namespaces(own, Namespaces::PID.bits()) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            tracing::debug!("this process's later children are born in the container's pid namespace");
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 /// The namespaces in which that process is and this one is not.

@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 use rustix::thread::CapabilitySet;
 
+use super::exec::leave_pid_namespace;
 use super::init::{self, Inheritance};
 use super::join::{self, Openings};
 use crate::cgroup::{Cgroup, CgroupError, Hierarchies, Plan};
@@ -525,7 +526,7 @@ fn bear(openings: &Openings, inheritance: Inheritance<'_>) -> Result<(Forked, bo
         result => result.map_err(CreateError::Fork)?,
     };
     if let Some(own) = own {
-        sys::process::set_namespaces(own, Namespaces::PID.bits()).map_err(CreateError::Fork)?;
+        leave_pid_namespace(&own).map_err(CreateError::Fork)?;
     }
     Ok((forked, is_born))
 }

@@ -95,6 +95,8 @@ fn make(
         let pid = container.pid();
         record.process = Some(ProcessIdentity::of(pid)?);
         record.status = Status::Created;
+        // An ordinary user may make few of those planned, or none.
+        record.cgroup = container.cgroup_directories().to_vec();
         if !request.keeps_terminal
             && let (Some(socket), Some(terminal)) = (&request.console_socket, container.take_terminal())
         {
