@@ -51,6 +51,7 @@ pub(crate) enum Command {
     Umount(commands::umount::UmountArgs),
     Index(commands::index::IndexArgs),
     Run(commands::run::RunArgs),
+    Oci(Box<commands::oci::OciArgs>),
     Completion(commands::completion::CompletionArgs),
     Man(commands::man::ManArgs),
     Version(commands::version::VersionArgs),

@@ -4,6 +4,7 @@ pub(crate) mod completion;
 pub(crate) mod index;
 pub(crate) mod man;
 pub(crate) mod mount;
+pub(crate) mod oci;
 pub(crate) mod run;
 pub(crate) mod umount;
 pub(crate) mod version;

@@ -26,6 +26,9 @@ fn main() -> ExitCode {
     if let Some(face) = helper::Face::of(&arguments) {
         return finish(helper::mount(face, &arguments), exit::MOUNT);
     }
+    if let Some(code) = commands::oci::standalone(&arguments) {
+        return code;
+    }
     let own_failure = match arguments.get(1) {
         Some(command) if command == "run" => exit::RUN,
         _ => exit::USAGE,
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Umount(args) => finish(commands::umount::umount(args), exit::MOUNT),
         Command::Index(args) => finish(commands::index::index(args), exit::FAILURE),
         Command::Run(args) => finish(commands::run::run(args), exit::RUN),
+        Command::Oci(args) => commands::oci::oci(*args),
         Command::Completion(args) => finish(commands::completion::completion(args), exit::FAILURE),
         Command::Man(args) => finish(commands::man::man(args), exit::FAILURE),
         Command::Version(args) => finish(commands::version::version(args), exit::FAILURE),

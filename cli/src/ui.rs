@@ -36,7 +36,7 @@ pub(crate) fn error(error: &anyhow::Error) {
 }
 
 /// The causes in order. Many errors name their own cause already; it is not said twice.
-fn chain(error: &anyhow::Error) -> String {
+pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut words = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();

@@ -99,6 +99,12 @@ impl Streams {
         Ok((Self { relays, interactive }, stdio))
     }
 
+    /// For a container that has this process's own streams; nothing is relayed.
+    #[must_use]
+    pub fn inherited() -> Self {
+        Self { relays: Vec::new(), interactive: false }
+    }
+
     /// For a container with a terminal of its own; the keys go there if `interactive`.
     #[must_use]
     pub fn terminal(interactive: bool) -> Self {

@@ -116,6 +116,20 @@ pub fn bit_of(capability: Capability) -> Option<CapabilitySet> {
     Some(CapabilitySet::from_bits_retain(1 << number))
 }
 
+/// All names, as the specification writes them.
+#[must_use]
+pub fn names() -> Vec<String> {
+    NAMES.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
+/// `CAP_CHOWN`, `chown`.
+#[must_use]
+pub fn by_name(name: &str) -> Option<Capability> {
+    let upper = name.to_ascii_uppercase();
+    let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    NAMES.contains(&plain).then(|| plain.parse().ok()).flatten()
+}
+
 /// The bits of a set of the specification; unknown ones are none.
 #[must_use]
 pub fn bits_of(capabilities: &HashSet<Capability>) -> CapabilitySet {

@@ -1,25 +1,34 @@
-//! The container's own cgroup: made beneath the one that the runtime is in, in every hierarchy of the machine.
+//! The container's own cgroup, in every hierarchy of the machine (v2, v1, or both).
 //!
-//! Beneath, so that limits of the caller hold for the container too. Nothing outside the directories made
-//! here is written to. What a hierarchy refuses (an ordinary user without delegation, a read-only mount) is
-//! left out there, unless something asked for depends on it.
+//! Its directories are planned first, so that a caller can write down what is about to be made, then made. Nothing
+//! outside of them is written to, except that missing parents are made and (v2) told to hand controllers down; parents
+//! that were made and are empty go with the container. What a hierarchy refuses (an ordinary user without delegation, a
+//! read-only mount) is left out there, unless something asked for depends on it.
 
 mod device_program;
 mod devices;
+mod events;
+mod freeze;
 mod hierarchy;
+mod kill;
+mod limits;
+mod limits_legacy;
+mod limits_unified;
+mod stats;
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::LinuxDeviceCgroup;
-use rustix::event::{PollFd, PollFlags, Timespec};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::process::Pid;
 
+pub use self::events::OomWatch;
 pub use self::hierarchy::{Hierarchies, Hierarchy};
-
-/// How long the kernel may take to let go of a cgroup whose last process has been waited for.
-const RELEASE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+pub use self::limits::LimitError;
+pub use self::stats::Stats;
+use crate::config::CgroupPath;
 
 /// Why a cgroup could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -27,14 +36,14 @@ pub enum CgroupError {
     /// /proc does not say which cgroups there are.
     #[error("read the cgroups of this process")]
     Discover(#[source] io::Error),
-    /// A directory of that name exists: another container's.
-    #[error("cgroup {} exists already; choose another name", path.display())]
-    Exists {
+    /// There are processes in it: another container's, or somebody else's.
+    #[error("cgroup {} is in use already; choose another linux.cgroupsPath", path.display())]
+    InUse {
         /// The directory.
         path: PathBuf,
     },
     /// A process could not be placed.
-    #[error("move process {pid} to cgroup {}", path.display())]
+    #[error("move process {pid} to cgroup {}: {source}", path.display())]
     Place {
         /// The directory.
         path: PathBuf,
@@ -44,8 +53,21 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// A directory could not be removed.
-    #[error("remove cgroup {}", path.display())]
+    #[error("remove cgroup {}: {source}", path.display())]
     Remove {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A limit that was asked for cannot be set.
+    #[error("{0}")]
+    Limit(#[from] LimitError),
+    /// It could not be frozen, thawed or killed.
+    #[error("{doing} cgroup {}: {source}", path.display())]
+    Change {
+        /// What was attempted.
+        doing: &'static str,
         /// The directory.
         path: PathBuf,
         /// Why.
@@ -53,49 +75,102 @@ pub enum CgroupError {
     },
 }
 
+/// Where the directories are to be.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    directories: Vec<Planned>,
+    parents: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+struct Planned {
+    path: PathBuf,
+    /// The directory of the hierarchy that the path is beneath.
+    top: PathBuf,
+    hierarchy: Hierarchy,
+}
+
+impl Plan {
+    /// Where the cgroup `path` is in each of `hierarchies`.
+    #[must_use]
+    pub fn new(hierarchies: &Hierarchies, path: &CgroupPath) -> Self {
+        let mut plan = Self::default();
+        for hierarchy in hierarchies.all() {
+            let (top, below) = match path {
+                CgroupPath::Absolute(below) => (Some(hierarchy.top_directory()), below),
+                CgroupPath::Relative(below) => (hierarchy.own_directory(), below),
+            };
+            let Some(top) = top else { continue };
+            let path = top.join(below);
+            let parents: Vec<_> = path.ancestors().skip(1).take_while(|parent| *parent != top).collect();
+            for parent in parents.into_iter().rev().filter(|parent| !parent.exists()) {
+                plan.parents.push(parent.to_owned());
+            }
+            plan.directories.push(Planned { path, top: top.to_owned(), hierarchy: hierarchy.clone() });
+        }
+        plan
+    }
+
+    /// The directories, to be remembered.
+    #[must_use]
+    pub fn directories(&self) -> Vec<PathBuf> {
+        self.directories.iter().map(|planned| planned.path.clone()).collect()
+    }
+
+    /// Directories above them that are missing and will be made.
+    #[must_use]
+    pub fn parents(&self) -> &[PathBuf] {
+        &self.parents
+    }
+}
+
 /// A container's directories, one per hierarchy that allowed it.
 #[derive(Debug)]
 pub struct Cgroup {
     directories: Vec<PathBuf>,
+    parents: Vec<PathBuf>,
     unified: Option<PathBuf>,
     controls_devices: bool,
+    /// Dropping it removes the directories.
+    owned: bool,
 }
 
 impl Cgroup {
-    /// Makes the directory `name` beneath this process's cgroup in each of `hierarchies`, with rules for
-    /// devices.
+    /// Makes what was planned, with rules for devices and limits.
     ///
     /// # Errors
-    /// When a directory of that name exists; those made so far are removed.
+    /// When processes are in one of the directories, or a limit cannot be set; what was made is removed.
     pub fn create(
-        hierarchies: &Hierarchies,
-        name: &str,
+        plan: &Plan,
         device_rules: &[LinuxDeviceCgroup],
+        resources: &LinuxResources,
     ) -> Result<Self, CgroupError> {
-        let mut cgroup = Self { directories: Vec::new(), unified: None, controls_devices: false };
-        for hierarchy in hierarchies.all() {
-            let Some(own) = hierarchy.own_directory() else { continue };
-            let path = own.join(name);
-            match fs::create_dir(&path) {
-                Ok(()) => cgroup.directories.push(path.clone()),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    cgroup.remove_quietly();
-                    return Err(CgroupError::Exists { path });
+        let mut cgroup = Self {
+            directories: Vec::new(),
+            parents: plan.parents.clone(),
+            unified: None,
+            controls_devices: false,
+            owned: true,
+        };
+        for planned in &plan.directories {
+            let path = &planned.path;
+            if let Err(error) = make(planned, resources) {
+                if error.kind() == io::ErrorKind::AlreadyExists {
+                    return Err(CgroupError::InUse { path: path.clone() });
                 }
-                Err(error) => {
-                    tracing::debug!(path = %path.display(), %error, "no cgroup of its own here");
-                    continue;
-                }
+                tracing::debug!(path = %path.display(), %error, "no cgroup of its own here");
+                continue;
             }
-            match hierarchy {
-                Hierarchy::Unified { .. } => cgroup.unified = Some(path),
+            cgroup.directories.push(path.clone());
+            match &planned.hierarchy {
+                Hierarchy::Unified { .. } => cgroup.unified = Some(path.clone()),
                 Hierarchy::Legacy { options, .. } => {
                     let has = |controller: &str| options.iter().any(|option| option == controller);
                     if has("cpuset") {
-                        copy_cpuset(own, &path);
+                        copy_cpuset(&planned.top, path);
                     }
-                    if has("devices") {
-                        match devices::write_rules(&path, device_rules) {
+                    if has("devices") && !device_rules.is_empty() {
+                        match devices::write_rules(path, device_rules) {
                             Ok(()) => cgroup.controls_devices = true,
                             Err(error) => tracing::debug!(%error, "no rules for devices"),
                         }
@@ -105,6 +180,7 @@ impl Cgroup {
         }
         // Where a legacy hierarchy has the devices, it alone is asked.
         if !cgroup.controls_devices
+            && !device_rules.is_empty()
             && let Some(path) = &cgroup.unified
         {
             match device_program::attach(path, device_rules) {
@@ -112,14 +188,38 @@ impl Cgroup {
                 Err(error) => tracing::debug!(%error, "no rules for devices"),
             }
         }
+        if limits::is_asked(resources) {
+            match cgroup.directories.is_empty() && !rustix::process::geteuid().is_root() {
+                true => tracing::warn!("no cgroup can be made here: the container has no limits"),
+                false => cgroup.set_limits(resources)?,
+            }
+        }
         Ok(cgroup)
     }
 
-    /// Finds the directories that a container of an earlier process left, to kill and remove them.
+    /// Finds the directories that a container of an earlier process has, to use or remove them.
     #[must_use]
     pub fn from_directories(directories: Vec<PathBuf>) -> Self {
-        let unified = directories.iter().find(|path| path.join("cgroup.kill").exists()).cloned();
-        Self { directories, unified, controls_devices: false }
+        let unified = directories.iter().find(|path| path.join("cgroup.events").exists()).cloned();
+        Self { directories, parents: Vec::new(), unified, controls_devices: false, owned: true }
+    }
+
+    /// As [`Self::from_directories`]; they stay when this is dropped.
+    #[must_use]
+    pub fn borrowed(directories: &[PathBuf]) -> Self {
+        let mut cgroup = Self::from_directories(directories.to_vec());
+        cgroup.owned = false;
+        cgroup
+    }
+
+    /// Leaves the directories to another owner, who has written them down.
+    pub fn disown(&mut self) {
+        self.owned = false;
+    }
+
+    /// Also removes these directories above, where they are empty.
+    pub fn set_parents(&mut self, parents: Vec<PathBuf>) {
+        self.parents = parents;
     }
 
     /// The directories, to be remembered for [`Cgroup::from_directories`].
@@ -134,13 +234,22 @@ impl Cgroup {
         self.controls_devices
     }
 
-    /// Moves a process, and with it its future children, here.
+    /// A descriptor of its directory in the unified hierarchy, for processes to be born in.
+    pub(crate) fn unified_descriptor(&self) -> Option<OwnedFd> {
+        let path = self.unified.as_ref()?;
+        fs::File::open(path)
+            .map(OwnedFd::from)
+            .inspect_err(|error| tracing::debug!(%error, "open the cgroup"))
+            .ok()
+    }
+
+    /// Moves a process, and with it its future children, here. With `born` it is in the unified hierarchy's already.
     ///
     /// # Errors
     /// When a hierarchy refuses it.
-    pub fn place(&self, pid: Pid) -> Result<(), CgroupError> {
+    pub fn place(&self, pid: Pid, born: bool) -> Result<(), CgroupError> {
         let pid = pid.as_raw_nonzero().get();
-        for path in &self.directories {
+        for path in self.directories.iter().filter(|path| !(born && Some(*path) == self.unified.as_ref())) {
             fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(|source| CgroupError::Place {
                 path: path.clone(),
                 pid,
@@ -150,11 +259,31 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Kills every process in it at once, where the kernel can (unified hierarchy, Linux 5.14); false where
-    /// it cannot.
+    /// The first directory that has such a file: the one whose controller it is.
+    pub(crate) fn file(&self, name: &str) -> Option<PathBuf> {
+        self.directories.iter().map(|path| path.join(name)).find(|path| path.exists())
+    }
+
+    /// The processes in it and below it.
     #[must_use]
-    pub fn kill(&self) -> bool {
-        self.unified.as_ref().is_some_and(|path| fs::write(path.join("cgroup.kill"), "1").is_ok())
+    pub fn processes(&self) -> Vec<Pid> {
+        // A legacy freezer or pids has them all, and so has the unified one.
+        let directory = self.unified.as_ref().or_else(|| self.directories.first());
+        let mut found = Vec::new();
+        if let Some(directory) = directory
+            && let Err(error) = kill::members_below(directory, &mut found)
+        {
+            tracing::debug!(%error, "read the members of the cgroup");
+        }
+        found
+    }
+
+    /// Puts limits in force, or changes those that are.
+    ///
+    /// # Errors
+    /// The field that cannot be set.
+    pub fn set_limits(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        Ok(limits::set(self, resources)?)
     }
 
     /// Kills what is in it, waits until it is gone, and removes the directories.
@@ -164,96 +293,77 @@ impl Cgroup {
     pub fn remove(&mut self) -> Result<(), CgroupError> {
         let mut first_error = None;
         for path in std::mem::take(&mut self.directories) {
-            if let Err(source) = remove_directory(&path) {
+            if let Err(source) = kill::remove_directory(&path) {
                 first_error.get_or_insert(CgroupError::Remove { path, source });
             }
         }
-        first_error.map_or(Ok(()), Err)
-    }
-
-    fn remove_quietly(&mut self) {
-        if let Err(error) = self.remove() {
-            tracing::warn!(%error, "a cgroup is left");
+        for parent in std::mem::take(&mut self.parents).iter().rev() {
+            // Another container may be in it by now, or gone with it.
+            fs::remove_dir(parent).ok();
         }
+        first_error.map_or(Ok(()), Err)
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        self.remove_quietly();
+        if self.owned
+            && let Err(error) = self.remove()
+        {
+            tracing::warn!(%error, "a cgroup is left");
+        }
     }
 }
 
-/// Removes `path` and what the container made below it.
-fn remove_directory(path: &Path) -> io::Result<()> {
-    match fs::read_dir(path) {
-        Ok(entries) => {
-            for entry in entries {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    remove_directory(&entry.path())?;
-                }
+/// Makes one directory with its parents. `AlreadyExists` when there are processes in it.
+fn make(planned: &Planned, resources: &LinuxResources) -> io::Result<()> {
+    let Planned { path, top, hierarchy } = planned;
+    if path.parent() != Some(top.as_path())
+        && let Some(parent) = path.parent()
+    {
+        fs::create_dir_all(parent)?;
+        if let Hierarchy::Legacy { options, .. } = hierarchy
+            && options.iter().any(|option| option == "cpuset")
+        {
+            let between: Vec<_> = parent.ancestors().take_while(|above| *above != top).collect();
+            for directory in between.into_iter().rev() {
+                copy_cpuset(top, directory);
             }
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
     }
-    match fs::remove_dir(path) {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        result => return result,
+    if let Hierarchy::Unified { .. } = hierarchy {
+        limits_unified::hand_controllers_down(top, path, resources);
     }
-    kill_members(path)?;
-    wait_until_empty(path)?;
-    match fs::remove_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let text = fs::read_to_string(path.join("cgroup.procs"))?;
+            if text.trim().is_empty() { Ok(()) } else { Err(error) }
+        }
         result => result,
     }
 }
 
-/// Kills the processes in `path` until no new ones appear.
-fn kill_members(path: &Path) -> io::Result<()> {
-    if fs::write(path.join("cgroup.kill"), "1").is_ok() {
-        return Ok(());
-    }
-    for pid in members(path)? {
-        // It may have died since; another process cannot have taken its number and its cgroup.
-        if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-            && members(path)?.contains(&pid)
-            && let Err(error) = crate::sys::signal::send(&pidfd, libc::SIGKILL)
-        {
-            tracing::debug!(%error, ?pid, "kill a member of the cgroup");
-        }
-    }
-    Ok(())
-}
-
-fn members(path: &Path) -> io::Result<Vec<Pid>> {
-    let text = fs::read_to_string(path.join("cgroup.procs"))?;
-    Ok(text.lines().filter_map(|line| line.trim().parse().ok().and_then(Pid::from_raw)).collect())
-}
-
-/// Waits for the members' ends, by descriptor, for at most [`RELEASE`] each.
-fn wait_until_empty(path: &Path) -> io::Result<()> {
-    for pid in members(path)? {
-        let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
-            continue;
-        };
-        let mut wanted = [PollFd::new(&pidfd, PollFlags::IN)];
-        if rustix::event::poll(&mut wanted, Some(&RELEASE))? == 0 {
-            return Err(io::Error::other(format!("process {pid:?} in it does not end")));
-        }
-    }
-    Ok(())
-}
-
 /// A new legacy cpuset has no CPUs and no memory, and takes no process before it has.
-fn copy_cpuset(own: &Path, path: &Path) {
+fn copy_cpuset(top: &Path, path: &Path) {
     for file in ["cpuset.cpus", "cpuset.mems"] {
+        let is_set = || fs::read_to_string(path.join(file)).is_ok_and(|text| !text.trim().is_empty());
+        if is_set() {
+            continue;
+        }
+        let from = path.parent().unwrap_or(top);
         let copied =
-            fs::read_to_string(own.join(file)).and_then(|text| fs::write(path.join(file), text.trim()));
+            fs::read_to_string(from.join(file)).and_then(|text| fs::write(path.join(file), text.trim()));
         if let Err(error) = copied {
             tracing::debug!(%error, file, path = %path.display(), "copy the cpuset");
         }
     }
+}
+
+/// Waits until what `fd` tells of has happened, for at most so many milliseconds; false when it has not.
+fn wait_for(fd: impl AsFd, events: rustix::event::PollFlags, milliseconds: i64) -> io::Result<bool> {
+    let timeout =
+        rustix::event::Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 };
+    let fd = fd.as_fd();
+    let mut wanted = [rustix::event::PollFd::from_borrowed_fd(fd, events)];
+    Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut wanted, Some(&timeout)))? > 0)
 }

@@ -4,8 +4,10 @@
 //! end of the other process is an end of file. Both ends are the same program, forked, so that the encoding
 //! is nobody else's business.
 //!
-//! Order: parent [`Message::Placed`], init [`Message::Ready`] (or [`Message::Failed`]), parent
-//! [`Message::Start`], and then either end of file, which means that the program runs, or `Failed`.
+//! Order, as far as the container needs each: parent [`Message::Mapped`] and [`Message::Placed`], init
+//! [`Message::HooksDue`], parent [`Message::HooksDone`], init [`Message::Ready`] (or, at any time, [`Message::Failed`]).
+//! A container that outlives its creator is then told [`Message::Release`], and listens on a socket; whoever connects,
+//! and the parent otherwise, says [`Message::Start`]. End of file means that the program runs.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -25,6 +27,8 @@ const WORDS_MAX: usize = 2048;
 /// The stages of the container's first process, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {
+    /// Entering namespaces, mapping ids.
+    Namespaces,
     /// Waiting to be placed in its cgroup, then the cgroup namespace.
     Cgroup,
     /// Own mount namespace and the root filesystem in it.
@@ -39,6 +43,8 @@ pub enum Stage {
     Pivot,
     /// Host name, loopback, sysctl, masked and read-only paths.
     Environment,
+    /// A hook of the specification.
+    Hooks,
     /// Limits, user, capabilities, seccomp.
     Privileges,
     /// Working directory and program.
@@ -48,6 +54,7 @@ pub enum Stage {
 impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Namespaces => "namespaces",
             Self::Cgroup => "cgroup",
             Self::Root => "root filesystem",
             Self::Mounts => "mounts",
@@ -55,6 +62,7 @@ impl std::fmt::Display for Stage {
             Self::Terminal => "terminal",
             Self::Pivot => "pivot",
             Self::Environment => "environment",
+            Self::Hooks => "hooks",
             Self::Privileges => "privileges",
             Self::Exec => "exec",
         })
@@ -97,12 +105,29 @@ impl std::fmt::Display for Failure {
 /// All that is said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Message {
+    /// Intermediate process: its user namespace exists and wants its ids.
+    WantsIds,
+    /// Parent: the ids of the user namespace are mapped.
+    Mapped,
+    /// Intermediate process: the first process is born; its descriptor comes with it.
+    Born {
+        /// Its number as the intermediate process sees it, which is as the parent does.
+        pid: i32,
+    },
     /// Parent: the child is in its cgroup and may go on.
     Placed,
+    /// Init: the namespaces and mounts are there, the root is not entered yet.
+    HooksDue,
+    /// Parent: its hooks have run; the state for init's own comes with it.
+    HooksDone,
     /// Init: everything is set up; the terminal's master comes with it where one was asked for.
     Ready,
-    /// Parent: run the program.
+    /// Parent: it is written down that the container exists; it may outlive the parent.
+    Release,
+    /// Parent: run the program; the state for hooks comes with it where there are any.
     Start,
+    /// Init: a filter with a listener is in force; its descriptor comes with it.
+    Listener,
     /// Init: failed, and about to exit.
     Failed(Failure),
 }
@@ -126,6 +151,11 @@ impl Channel {
         let (a, b) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((Self(a), Self(b)))
+    }
+
+    /// One end, of a socket that was connected or accepted.
+    pub(crate) fn from_socket(socket: OwnedFd) -> Self {
+        Self(socket)
     }
 
     /// Says `message`; `descriptor` is duplicated into the receiver.

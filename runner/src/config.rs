@@ -5,19 +5,26 @@
 //! field's name, before anything is changed.
 
 pub mod default_spec;
+pub mod document;
 mod from_spec;
+pub mod hooks;
+pub mod id_map;
 pub mod mounts;
+mod process_spec;
 
 use std::ffi::{CString, OsString};
 use std::path::PathBuf;
 
-use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::process::Resource;
 
+pub use self::document::DocumentError;
+pub use self::hooks::{Hook, Hooks};
+pub use self::id_map::IdMap;
 pub use self::mounts::{MountConfig, MountKind};
 use crate::capabilities::Sets;
-use crate::namespaces::Namespaces;
-use crate::seccomp::Filter;
+use crate::namespaces::{Joined, Namespaces};
+use crate::seccomp::Seccomp;
 
 /// A field of the specification that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +101,44 @@ pub struct Process {
     pub oom_score_adj: Option<i32>,
     /// A pseudo terminal of its own, of this size.
     pub terminal: Option<TerminalSize>,
+    /// Scheduling policy.
+    pub scheduler: Option<Scheduler>,
+    /// `ioprio_set(2)`: class and priority in one number.
+    pub io_priority: Option<i32>,
+    /// CPUs of a process that is executed in a container: before it is in the cgroup, and after.
+    pub exec_affinity: (Option<Vec<usize>>, Option<Vec<usize>>),
+    /// Written to `/proc/self/attr/apparmor/exec`.
+    pub apparmor_profile: Option<String>,
+    /// Written to `/proc/self/attr/exec`.
+    pub selinux_label: Option<String>,
+}
+
+/// What `sched_setattr(2)` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Scheduler {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// -20 to 19.
+    pub nice: i32,
+    /// 1 to 99, of the real-time policies.
+    pub priority: u32,
+    /// Of the deadline policy, in nanoseconds.
+    pub runtime: u64,
+    /// Of the deadline policy, in nanoseconds.
+    pub deadline: u64,
+    /// Of the deadline policy, in nanoseconds.
+    pub period: u64,
+}
+
+/// Where the container's cgroup is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CgroupPath {
+    /// Beneath the root of each hierarchy, as far as it can be seen.
+    Absolute(PathBuf),
+    /// Beneath the cgroup that the runtime is in.
+    Relative(PathBuf),
 }
 
 /// A device node of the container's `/dev`.
@@ -132,6 +177,16 @@ pub struct Config {
     pub domainname: Option<OsString>,
     /// Namespaces made new.
     pub namespaces: Namespaces,
+    /// Namespaces that exist already.
+    pub joined: Vec<Joined>,
+    /// Users of a new user namespace.
+    pub uid_map: IdMap,
+    /// Groups of a new user namespace.
+    pub gid_map: IdMap,
+    /// Lines for /proc/self/timens_offsets: clock, seconds, nanoseconds.
+    pub time_offsets: Vec<(String, i64, u32)>,
+    /// `MS_*` propagation of the root mount, with the mounts below when the second value is true.
+    pub root_propagation: Option<(u64, bool)>,
     /// Mounts, in order.
     pub mounts: Vec<MountConfig>,
     /// Device nodes made in `/dev`.
@@ -144,8 +199,32 @@ pub struct Config {
     pub read_only_paths: Vec<PathBuf>,
     /// Names with dots, and values.
     pub sysctl: Vec<(String, String)>,
-    /// System call filters, in the order of installation.
-    pub seccomp: Vec<Filter>,
-    /// Name of the container's cgroup, made beneath the one that the runtime is in; `None` makes none.
-    pub cgroup_name: Option<String>,
+    /// System call filter.
+    pub seccomp: Option<Seccomp>,
+    /// Execution domain (`personality(2)`).
+    pub personality: Option<u64>,
+    /// Limits.
+    pub resources: LinuxResources,
+    /// The container's cgroup; `None` makes none.
+    pub cgroup: Option<CgroupPath>,
+    /// Programs run at points of its life.
+    pub hooks: Hooks,
+    /// SELinux label of files on new filesystems.
+    pub mount_label: Option<String>,
+    /// What a caller chooses that is not in the document.
+    pub choice: Choice,
+}
+
+/// What a caller chooses besides the document.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Choice {
+    /// Change the root by moving a mount and `chroot(2)`, where `pivot_root(2)` cannot be used (an initial ramdisk).
+    /// Processes with CAP_SYS_CHROOT can get out.
+    pub no_pivot: bool,
+    /// Share the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// Process 1 is an init of this runtime's own, which reaps orphans and passes signals on to the program.
+    pub init: bool,
+    /// So many descriptors from 3 on are handed to the program.
+    pub preserve_fds: u32,
 }

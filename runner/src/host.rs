@@ -14,3 +14,11 @@ pub use self::user_namespace::{
     UserNamespace, enter_user_namespace, has_group, has_user, is_initial_user_namespace,
 };
 pub use self::view::{ReadOnlyView, is_pseudo};
+
+/// Has orphans among the calling process's descendants become its children.
+///
+/// # Errors
+/// Of the system call.
+pub fn adopt_orphans() -> std::io::Result<()> {
+    crate::sys::process::become_subreaper()
+}

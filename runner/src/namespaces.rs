@@ -1,11 +1,13 @@
-//! Which namespaces a container gets of its own.
+//! Which namespaces a container gets of its own, and which it joins.
+
+use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use crate::config::ConfigError;
 
 bitflags::bitflags! {
-    /// Namespaces made new for a container, as `CLONE_NEW*` bits.
+    /// Namespaces, as `CLONE_NEW*` bits.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Namespaces: u64 {
         /// Mounts; always there.
@@ -20,23 +22,45 @@ bitflags::bitflags! {
         const NETWORK = libc::CLONE_NEWNET as u64;
         /// The view of cgroup paths.
         const CGROUP = libc::CLONE_NEWCGROUP as u64;
+        /// User and group ids, and capabilities over what belongs to them.
+        const USER = libc::CLONE_NEWUSER as u64;
+        /// Offsets of the monotonic and the boot-time clock.
+        const TIME = 0x80;
     }
 }
 
+/// All namespaces, with their names in /proc/PID/ns and in the specification.
+pub const ALL: [(Namespaces, &str, &str); 8] = [
+    (Namespaces::USER, "user", "user"),
+    (Namespaces::MOUNT, "mnt", "mount"),
+    (Namespaces::PID, "pid", "pid"),
+    (Namespaces::NETWORK, "net", "network"),
+    (Namespaces::IPC, "ipc", "ipc"),
+    (Namespaces::UTS, "uts", "uts"),
+    (Namespaces::CGROUP, "cgroup", "cgroup"),
+    (Namespaces::TIME, "time", "time"),
+];
+
+/// A namespace that exists already, to be entered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// Its kind: one bit.
+    pub namespace: Namespaces,
+    /// A file that stands for it, absolute.
+    pub path: PathBuf,
+}
+
 impl Namespaces {
-    /// From the specification's list.
+    /// From the specification's list: those made new, and those joined.
     ///
     /// # Errors
-    /// Names the entry when a namespace is listed twice, is to be joined by path, is of a type that is not
-    /// made here, or when the mount namespace is missing, without which the machine's own mounts would be
-    /// changed.
-    pub fn from_spec(list: &[LinuxNamespace]) -> Result<Self, ConfigError> {
-        let mut namespaces = Self::empty();
+    /// Names the entry when a namespace is listed twice or its path is not absolute, or when the mount namespace is
+    /// missing, without which the machine's own mounts would be changed.
+    pub fn from_spec(list: &[LinuxNamespace]) -> Result<(Self, Vec<Joined>), ConfigError> {
+        let (mut new, mut joined) = (Self::empty(), Vec::<Joined>::new());
+        let mut all = Self::empty();
         for (index, entry) in list.iter().enumerate() {
-            let field = || format!("linux.namespaces[{index}]");
-            if entry.path().is_some() {
-                return Err(ConfigError::new(field() + ".path", "joining a namespace is not supported"));
-            }
+            let field = |name: &str| format!("linux.namespaces[{index}].{name}");
             let namespace = match entry.typ() {
                 LinuxNamespaceType::Mount => Self::MOUNT,
                 LinuxNamespaceType::Pid => Self::PID,
@@ -44,21 +68,25 @@ impl Namespaces {
                 LinuxNamespaceType::Ipc => Self::IPC,
                 LinuxNamespaceType::Network => Self::NETWORK,
                 LinuxNamespaceType::Cgroup => Self::CGROUP,
-                LinuxNamespaceType::User | LinuxNamespaceType::Time => {
-                    let problem = format!("a new {} namespace is not supported", entry.typ());
-                    return Err(ConfigError::new(field() + ".type", problem));
-                }
+                LinuxNamespaceType::User => Self::USER,
+                LinuxNamespaceType::Time => Self::TIME,
             };
-            if namespaces.contains(namespace) {
-                let problem = format!("{} is listed twice", entry.typ());
-                return Err(ConfigError::new(field() + ".type", problem));
+            if all.contains(namespace) {
+                return Err(ConfigError::new(field("type"), format!("{} is listed twice", entry.typ())));
             }
-            namespaces |= namespace;
+            all |= namespace;
+            match entry.path().clone().filter(|path| !path.as_os_str().is_empty()) {
+                Some(path) if path.is_absolute() => joined.push(Joined { namespace, path }),
+                Some(path) => {
+                    return Err(ConfigError::new(field("path"), format!("{path:?} is not absolute")));
+                }
+                None => new |= namespace,
+            }
         }
-        if !namespaces.contains(Self::MOUNT) {
+        if !all.contains(Self::MOUNT) {
             return Err(ConfigError::new("linux.namespaces", "a mount namespace is required"));
         }
-        Ok(namespaces)
+        Ok((new, joined))
     }
 
     /// Those that a child is born in. The cgroup namespace is entered later, by the child: its root is the
@@ -79,22 +107,32 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_all_six() {
-        let namespaces = Namespaces::from_spec(&get_default_namespaces()).unwrap();
-        assert_eq!(namespaces, Namespaces::all());
-        assert_eq!(namespaces.at_birth() & libc::CLONE_NEWCGROUP as u64, 0);
+    fn the_defaults_are_all_but_user_and_time() {
+        let (new, joined) = Namespaces::from_spec(&get_default_namespaces()).unwrap();
+        assert_eq!(new, Namespaces::all().difference(Namespaces::USER | Namespaces::TIME));
+        assert_eq!(joined, []);
+        assert_eq!(new.at_birth() & libc::CLONE_NEWCGROUP as u64, 0);
     }
 
     #[test]
-    fn doubles_joins_and_a_missing_mount_namespace_are_refused() {
+    fn doubles_relative_paths_and_a_missing_mount_namespace_are_refused() {
         let mount = namespace(LinuxNamespaceType::Mount);
         let error = Namespaces::from_spec(&[mount.clone(), mount.clone()]).unwrap_err();
         assert_eq!(error.to_string(), "linux.namespaces[1].type: mnt is listed twice");
         let error = Namespaces::from_spec(&[namespace(LinuxNamespaceType::Pid)]).unwrap_err();
         assert_eq!(error.to_string(), "linux.namespaces: a mount namespace is required");
         let mut joined = mount;
-        joined.set_path(Some("/proc/1/ns/mnt".into()));
-        assert!(Namespaces::from_spec(&[joined]).is_err());
-        assert!(Namespaces::from_spec(&[namespace(LinuxNamespaceType::User)]).is_err());
+        joined.set_path(Some("ns/mnt".into()));
+        let error = Namespaces::from_spec(&[joined]).unwrap_err();
+        assert_eq!(error.field(), "linux.namespaces[0].path");
+    }
+
+    #[test]
+    fn a_path_is_joined() {
+        let mut pid = namespace(LinuxNamespaceType::Pid);
+        pid.set_path(Some("/proc/1/ns/pid".into()));
+        let (new, joined) = Namespaces::from_spec(&[namespace(LinuxNamespaceType::Mount), pid]).unwrap();
+        assert_eq!(new, Namespaces::MOUNT);
+        assert_eq!(joined, [Joined { namespace: Namespaces::PID, path: "/proc/1/ns/pid".into() }]);
     }
 }

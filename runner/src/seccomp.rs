@@ -1,200 +1,254 @@
-//! System call filters: the specification's profiles compiled to programs, and the default profile.
+//! System call filters: the specification's profiles compiled to one program, and the default profile.
 //!
-//! A profile has a default action and rules with actions of their own; a compiled program has one action
-//! for what matches and one for what does not. A profile therefore becomes one program that separates what
-//! has a rule from the default, and one more for each action other than "allow". The kernel runs all of
-//! them and takes the strictest result.
+//! The program looks up the architecture, then the call by binary search over ranges of numbers with one answer, then
+//! the conditions of that call alone: the cost of a call grows with the logarithm of the profile.
+//!
+//! Which rule decides: a call's rules with conditions are tried before those without; where several apply, the
+//! strictest decides.
 
+mod architecture;
+mod compiler;
 mod default_profile;
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
-use std::str::FromStr;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
-};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
+    LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
+    LinuxSyscall,
 };
 
+use self::architecture::Architecture;
+pub use self::architecture::supported as supported_architectures;
+use self::compiler::{Answer, Comparison, Condition, Rule, Section};
 pub use self::default_profile::default_profile;
 use crate::config::ConfigError;
+use crate::sys::seccomp::Instruction;
 
-/// One compiled filter.
-#[derive(Clone)]
-pub struct Filter(BpfProgram);
+/// The largest error number that a call can return.
+const ERRNO_MAX: u32 = 4095;
 
-impl std::fmt::Debug for Filter {
+/// A compiled profile.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Seccomp {
+    program: Vec<Instruction>,
+    flags: u64,
+    listener: Option<Listener>,
+}
+
+/// Who is asked about calls with action `SCMP_ACT_NOTIFY`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// A unix socket, which is sent the descriptor.
+    pub path: PathBuf,
+    /// Passed on.
+    pub metadata: Option<String>,
+}
+
+impl std::fmt::Debug for Seccomp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Filter({} instructions)", self.0.len())
+        write!(f, "Seccomp({} instructions, listener {:?})", self.program.len(), self.listener)
     }
 }
 
-impl Filter {
-    pub(crate) fn program(&self) -> &[sock_filter] {
-        &self.0
+impl Seccomp {
+    pub(crate) fn program(&self) -> &[Instruction] {
+        &self.program
+    }
+
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub(crate) fn flags(&self) -> u64 {
+        self.flags
+    }
+
+    /// Set when an action asks for it.
+    #[must_use]
+    pub fn listener(&self) -> Option<&Listener> {
+        self.listener.as_ref()
     }
 }
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-/// Compiles `profile` for this machine's architecture, in the order of installation.
+/// Compiles `profile` for this machine's architecture and those listed that it runs too.
 ///
-/// System calls that this architecture does not have are passed over, as profiles are written for several.
+/// System calls that an architecture does not have are passed over, as profiles are written for several. Calls of
+/// other architectures end the process; those of x32 are never allowed.
 ///
 /// # Errors
-/// Names the field: an action or flag that is not supported, a condition that makes no sense, or a profile
-/// for other architectures only.
-pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<Filter>, ConfigError> {
+/// Names the field: a condition that makes no sense, an answer that cannot be given, a profile for other architectures
+/// only.
+pub fn compile(profile: &LinuxSeccomp) -> Result<Seccomp, ConfigError> {
     let field = "linux.seccomp";
-    let unsupported = |what: &str| ConfigError::new(format!("{field}.{what}"), "is not supported");
-    let target = TargetArch::try_from(std::env::consts::ARCH)
-        .map_err(|_| ConfigError::new(field, "filters cannot be made for this machine's architecture"))?;
-    if let Some(architectures) = profile.architectures()
-        && !architectures.is_empty()
-        && !architectures.iter().any(is_native)
-    {
-        return Err(ConfigError::new(format!("{field}.architectures"), "do not include this machine's"));
+    let native = Architecture::native()
+        .ok_or_else(|| ConfigError::new(field, "filters cannot be made for this machine's architecture"))?;
+    let mut architectures = vec![native];
+    if let Some(listed) = profile.architectures().as_ref().filter(|listed| !listed.is_empty()) {
+        let known: Vec<_> = listed.iter().filter_map(Architecture::of).collect();
+        if !known.contains(&native) {
+            return Err(ConfigError::new(format!("{field}.architectures"), "do not include this machine's"));
+        }
+        architectures.extend(known.into_iter().filter(|other| *other != native));
+        architectures.dedup();
     }
-    if profile.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
-        return Err(unsupported("flags"));
+    let default = answer(profile.default_action(), profile.default_errno_ret(), &format!("{field}.default"))?;
+    if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
+        // The runtime's own calls on the way to the program would wait for an answer for ever.
+        return Err(ConfigError::new(
+            format!("{field}.defaultAction"),
+            "SCMP_ACT_NOTIFY cannot be the default",
+        ));
     }
-    if profile.listener_path().is_some() {
-        return Err(unsupported("listenerPath"));
-    }
-    let default = action(profile.default_action(), profile.default_errno_ret())
-        .ok_or_else(|| unsupported("defaultAction"))?;
-
-    let mut all = Rules::new();
-    let mut by_action: Vec<(SeccompAction, Rules)> = Vec::new();
-    for (index, rule) in profile.syscalls().iter().flatten().enumerate() {
+    let mut notifies = false;
+    let mut rules = Vec::new();
+    for (index, syscall) in profile.syscalls().iter().flatten().enumerate() {
         let field = format!("{field}.syscalls[{index}]");
-        let action = action(rule.action(), rule.errno_ret())
-            .ok_or_else(|| ConfigError::new(format!("{field}.action"), "is not supported"))?;
-        if action == default {
-            continue;
+        if syscall.action() == LinuxSeccompAction::ScmpActNotify {
+            notifies = true;
+            if syscall.names().iter().any(|name| name == "write" || name == "sendmsg") {
+                let problem = "SCMP_ACT_NOTIFY on write or sendmsg would stop the runtime itself";
+                return Err(ConfigError::new(format!("{field}.action"), problem));
+            }
         }
-        add_rule(&mut all, rule, &field)?;
-        if action == SeccompAction::Allow {
-            continue;
+        let answer = answer(syscall.action(), syscall.errno_ret(), &format!("{field}."))?;
+        rules.push((syscall, answer, alternatives(syscall, &field)?));
+    }
+    let sections =
+        architectures.iter().map(|architecture| section(*architecture, &rules, default)).collect::<Vec<_>>();
+    let program = compiler::program(&sections, default)
+        .ok_or_else(|| ConfigError::new(field, "the filter is longer than the kernel takes"))?;
+    let listener = listener(profile, notifies)?;
+    Ok(Seccomp { program, flags: flags(profile, listener.is_some())?, listener })
+}
+
+fn listener(profile: &LinuxSeccomp, notifies: bool) -> Result<Option<Listener>, ConfigError> {
+    let field = "linux.seccomp.listenerPath";
+    match profile.listener_path() {
+        _ if !notifies => Ok(None),
+        Some(path) if path.is_absolute() => {
+            Ok(Some(Listener { path: path.clone(), metadata: profile.listener_metadata().clone() }))
         }
-        let group = match by_action.iter().position(|(other, _)| *other == action) {
-            Some(found) => by_action.get_mut(found),
-            None => {
-                by_action.push((action, Rules::new()));
-                by_action.last_mut()
+        Some(path) => Err(ConfigError::new(field, format!("{} is not absolute", path.display()))),
+        None => Err(ConfigError::new(field, "is missing, while a rule has action SCMP_ACT_NOTIFY")),
+    }
+}
+
+fn flags(profile: &LinuxSeccomp, listens: bool) -> Result<u64, ConfigError> {
+    let mut bits = 0;
+    for flag in profile.flags().iter().flatten() {
+        bits |= match flag {
+            LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+            // There is one thread when the filter is installed.
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
+            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listens => {
+                libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+            }
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
+                let problem = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs a listener";
+                return Err(ConfigError::new("linux.seccomp.flags", problem));
             }
         };
-        if let Some((_, rules)) = group {
-            add_rule(rules, rule, &field)?;
+    }
+    Ok(bits)
+}
+
+type Parsed<'a> = (&'a LinuxSyscall, Answer, Vec<Vec<Condition>>);
+
+/// What each call of one architecture is answered.
+fn section(architecture: Architecture, rules: &[Parsed<'_>], default: Answer) -> Section {
+    let mut calls: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
+    for (syscall, answer, alternatives) in rules {
+        // As with libseccomp: what is answered by default in any case says nothing.
+        if *answer == default && alternatives.iter().all(Vec::is_empty) {
+            continue;
+        }
+        for number in syscall.names().iter().filter_map(|name| architecture.number(name)) {
+            let list = calls.entry(number).or_default();
+            list.extend(
+                alternatives
+                    .iter()
+                    .map(|conditions| Rule { conditions: conditions.clone(), answer: *answer }),
+            );
         }
     }
-
-    let mut filters = Vec::new();
-    let mut add = |rules: Rules, mismatch: SeccompAction, matched: SeccompAction| {
-        let program = SeccompFilter::new(rules, mismatch, matched, target)
-            .and_then(BpfProgram::try_from)
-            .map_err(|error| ConfigError::new(field, error.to_string()))?;
-        filters.push(Filter(program));
-        Ok(())
-    };
-    if default != SeccompAction::Allow {
-        add(all, default, SeccompAction::Allow)?;
+    for list in calls.values_mut() {
+        list.sort_by_key(|rule| (rule.conditions.is_empty(), rule.answer.strictness()));
     }
-    for (action, rules) in by_action {
-        add(rules, SeccompAction::Allow, action)?;
-    }
-    Ok(filters)
+    Section { audit: architecture.audit(), has_x32: architecture.has_x32(), calls }
 }
 
-fn is_native(architecture: &Arch) -> bool {
-    match architecture {
-        Arch::ScmpArchNative => true,
-        Arch::ScmpArchX86_64 => cfg!(target_arch = "x86_64"),
-        Arch::ScmpArchAarch64 => cfg!(target_arch = "aarch64"),
-        Arch::ScmpArchRiscv64 => cfg!(target_arch = "riscv64"),
-        _ => false,
-    }
-}
-
-fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Option<SeccompAction> {
+/// `field` ends where the name of the action or of the error number begins.
+fn answer(action: LinuxSeccompAction, errno: Option<u32>, field: &str) -> Result<Answer, ConfigError> {
     let errno = errno.unwrap_or(libc::EPERM.unsigned_abs());
-    Some(match action {
-        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => SeccompAction::KillThread,
-        LinuxSeccompAction::ScmpActKillProcess => SeccompAction::KillProcess,
-        LinuxSeccompAction::ScmpActTrap => SeccompAction::Trap,
-        LinuxSeccompAction::ScmpActErrno => SeccompAction::Errno(errno),
-        LinuxSeccompAction::ScmpActTrace => SeccompAction::Trace(errno),
-        LinuxSeccompAction::ScmpActLog => SeccompAction::Log,
-        LinuxSeccompAction::ScmpActAllow => SeccompAction::Allow,
-        LinuxSeccompAction::ScmpActNotify => return None,
+    if errno > ERRNO_MAX {
+        let name = if field.ends_with("default") { "ErrnoRet" } else { "errnoRet" };
+        return Err(ConfigError::new(format!("{field}{name}"), format!("{errno} is above {ERRNO_MAX}")));
+    }
+    Ok(Answer(match action {
+        LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => {
+            libc::SECCOMP_RET_KILL_THREAD
+        }
+        LinuxSeccompAction::ScmpActKillProcess => libc::SECCOMP_RET_KILL_PROCESS,
+        LinuxSeccompAction::ScmpActTrap => libc::SECCOMP_RET_TRAP,
+        LinuxSeccompAction::ScmpActErrno => libc::SECCOMP_RET_ERRNO | errno,
+        LinuxSeccompAction::ScmpActTrace => libc::SECCOMP_RET_TRACE | errno,
+        LinuxSeccompAction::ScmpActLog => libc::SECCOMP_RET_LOG,
+        LinuxSeccompAction::ScmpActAllow => libc::SECCOMP_RET_ALLOW,
+        LinuxSeccompAction::ScmpActNotify => libc::SECCOMP_RET_USER_NOTIF,
+    }))
+}
+
+/// The conditions of a rule: it applies when all of one of these lists hold.
+fn alternatives(rule: &LinuxSyscall, field: &str) -> Result<Vec<Vec<Condition>>, ConfigError> {
+    let mut conditions: Vec<Condition> = Vec::new();
+    let mut one_argument_twice = false;
+    for (index, argument) in rule.args().iter().flatten().enumerate() {
+        let condition = condition(argument, &format!("{field}.args[{index}]"))?;
+        one_argument_twice |= conditions.iter().any(|other| other.argument == condition.argument);
+        conditions.push(condition);
+    }
+    // libseccomp's rule, which profiles rely on: conditions on one argument are alternatives.
+    Ok(match one_argument_twice {
+        true => conditions.into_iter().map(|condition| vec![condition]).collect(),
+        false => vec![conditions],
     })
 }
 
-fn add_rule(rules: &mut Rules, rule: &LinuxSyscall, field: &str) -> Result<(), ConfigError> {
-    let mut conditions = Vec::new();
-    let mut seen = HashSet::new();
-    let mut one_argument_twice = false;
-    for (index, argument) in rule.args().iter().flatten().enumerate() {
-        one_argument_twice |= !seen.insert(argument.index());
-        conditions.push(condition(argument, &format!("{field}.args[{index}]"))?);
-    }
-    // libseccomp's rule, which profiles rely on: conditions on one argument are alternatives.
-    let alternatives: Vec<Vec<SeccompCondition>> = match one_argument_twice {
-        true => conditions.into_iter().map(|condition| vec![condition]).collect(),
-        false => vec![conditions],
-    };
-    let mut compiled = Vec::new();
-    for conditions in alternatives.into_iter().filter(|conditions| !conditions.is_empty()) {
-        let rule =
-            SeccompRule::new(conditions).map_err(|error| ConfigError::new(field, error.to_string()))?;
-        compiled.push(rule);
-    }
-    for name in rule.names() {
-        let Ok(number) = syscalls::Sysno::from_str(name) else { continue };
-        // A call without rules matches always, which no further rule can narrow.
-        match rules.entry(i64::from(number.id())) {
-            Entry::Vacant(entry) => drop(entry.insert(compiled.clone())),
-            Entry::Occupied(mut entry) if compiled.is_empty() => entry.get_mut().clear(),
-            Entry::Occupied(entry) if entry.get().is_empty() => {}
-            Entry::Occupied(mut entry) => entry.get_mut().extend(compiled.iter().cloned()),
-        }
-    }
-    Ok(())
-}
-
-fn condition(argument: &LinuxSeccompArg, field: &str) -> Result<SeccompCondition, ConfigError> {
+fn condition(argument: &LinuxSeccompArg, field: &str) -> Result<Condition, ConfigError> {
     let value = argument.value();
-    let (operator, value) = match argument.op() {
-        LinuxSeccompOperator::ScmpCmpNe => (SeccompCmpOp::Ne, value),
-        LinuxSeccompOperator::ScmpCmpLt => (SeccompCmpOp::Lt, value),
-        LinuxSeccompOperator::ScmpCmpLe => (SeccompCmpOp::Le, value),
-        LinuxSeccompOperator::ScmpCmpEq => (SeccompCmpOp::Eq, value),
-        LinuxSeccompOperator::ScmpCmpGe => (SeccompCmpOp::Ge, value),
-        LinuxSeccompOperator::ScmpCmpGt => (SeccompCmpOp::Gt, value),
+    let (comparison, value) = match argument.op() {
+        LinuxSeccompOperator::ScmpCmpNe => (Comparison::NotEqual, value),
+        LinuxSeccompOperator::ScmpCmpLt => (Comparison::Below, value),
+        LinuxSeccompOperator::ScmpCmpLe => (Comparison::AtMost, value),
+        LinuxSeccompOperator::ScmpCmpEq => (Comparison::Equal, value),
+        LinuxSeccompOperator::ScmpCmpGe => (Comparison::AtLeast, value),
+        LinuxSeccompOperator::ScmpCmpGt => (Comparison::Above, value),
         // The first value is the mask, the second what must be left.
         LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            (SeccompCmpOp::MaskedEq(value), argument.value_two().unwrap_or(0))
+            (Comparison::Masked { mask: value }, argument.value_two().unwrap_or(0))
         }
     };
-    let index = u8::try_from(argument.index())
-        .map_err(|_| ConfigError::new(format!("{field}.index"), "is above 5"))?;
-    SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value)
-        .map_err(|error| ConfigError::new(field, error.to_string()))
+    let index = argument.index();
+    match u8::try_from(index) {
+        Ok(index @ 0..=5) => Ok(Condition { argument: index, comparison, value }),
+        _ => Err(ConfigError::new(format!("{field}.index"), format!("{index} is above 5"))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::Arch;
+
     use super::*;
 
     const ALLOW: u32 = 0x7fff_0000;
     const ERRNO: u32 = 0x0005_0000;
 
     /// Runs a program as the kernel does, on `struct seccomp_data` (number, architecture, arguments).
-    fn evaluate(filter: &Filter, number: i64, arguments: &[u64]) -> u32 {
-        let architecture: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+    fn evaluate(filter: &Seccomp, number: i64, arguments: &[u64]) -> u32 {
+        evaluate_on(filter, Architecture::native().unwrap().audit(), number, arguments)
+    }
+
+    fn evaluate_on(filter: &Seccomp, architecture: u32, number: i64, arguments: &[u64]) -> u32 {
         let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&(number as u32).to_ne_bytes());
         data[4..8].copy_from_slice(&architecture.to_ne_bytes());
@@ -205,10 +259,10 @@ mod tests {
         let (mut at, mut accumulator) = (0_usize, 0_u32);
         loop {
             let instruction = &program[at];
-            let k = instruction.k;
+            let k = instruction.constant;
             at += 1;
             let mut jump = |condition: bool| {
-                at += usize::from(if condition { instruction.jt } else { instruction.jf });
+                at += usize::from(if condition { instruction.then } else { instruction.or });
             };
             match instruction.code {
                 0x20 => {
@@ -225,16 +279,15 @@ mod tests {
         }
     }
 
-    /// What the kernel does with all filters together.
-    fn verdict(filters: &[Filter], number: i64, arguments: &[u64]) -> u32 {
-        filters.iter().map(|filter| evaluate(filter, number, arguments)).min().unwrap_or(ALLOW)
+    fn verdict(filter: &Seccomp, number: i64, arguments: &[u64]) -> u32 {
+        evaluate(filter, number, arguments)
     }
 
-    fn profile(json: &str) -> Result<Vec<Filter>, ConfigError> {
+    fn profile(json: &str) -> Result<Seccomp, ConfigError> {
         compile(&serde_json::from_str(json).unwrap())
     }
 
-    fn default_filters() -> Vec<Filter> {
+    fn default_filters() -> Seccomp {
         let held = crate::capabilities::DEFAULT.into_iter().collect();
         compile(&default_profile(&held, Arch::ScmpArchNative)).unwrap()
     }
@@ -313,7 +366,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(verdict(&filters, libc::SYS_getpid, &[]), ERRNO | 38);
-        assert!(filters.iter().any(|filter| evaluate(filter, libc::SYS_getppid, &[]) == 0x8000_0000));
+        assert_eq!(verdict(&filters, libc::SYS_getppid, &[]), 0x8000_0000);
         assert_eq!(verdict(&filters, libc::SYS_kill, &[1, 9]), ERRNO | 38);
         assert_eq!(verdict(&filters, libc::SYS_kill, &[1, 15]), ERRNO | 38);
         assert_eq!(verdict(&filters, libc::SYS_kill, &[1, 1]), ALLOW);
@@ -327,10 +380,90 @@ mod tests {
                 "args":[{"index":6,"value":1,"op":"SCMP_CMP_EQ"}]}]}"#,
         )
         .unwrap_err();
-        assert_eq!(error.field(), "linux.seccomp.syscalls[0].args[0]");
+        assert_eq!(error.field(), "linux.seccomp.syscalls[0].args[0].index");
         let error = profile(r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#).unwrap_err();
         assert_eq!(error.field(), "linux.seccomp.defaultAction");
         let error = profile(r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_S390X"]}"#);
         assert_eq!(error.unwrap_err().field(), "linux.seccomp.architectures");
+    }
+
+    #[test]
+    fn conditions_compare_as_the_kernel_documents() {
+        let values = [0, 1, 5, 0x1_0000_0000, 0x1_0000_0005, 0x7_0000_0000, u64::MAX - 1, u64::MAX];
+        type Holds = fn(u64, u64) -> bool;
+        let operators: [(&str, Holds); 6] = [
+            ("SCMP_CMP_NE", |a, b| a != b),
+            ("SCMP_CMP_LT", |a, b| a < b),
+            ("SCMP_CMP_LE", |a, b| a <= b),
+            ("SCMP_CMP_EQ", |a, b| a == b),
+            ("SCMP_CMP_GE", |a, b| a >= b),
+            ("SCMP_CMP_GT", |a, b| a > b),
+        ];
+        for (operator, holds) in operators {
+            for against in values {
+                let filter = profile(&format!(
+                    r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{{"names":["close"],"action":"SCMP_ACT_ALLOW",
+                        "args":[{{"index":3,"value":{against},"op":"{operator}"}}]}}]}}"#
+                ))
+                .unwrap();
+                for value in values {
+                    let allowed = verdict(&filter, libc::SYS_close, &[0, 0, 0, value]) == ALLOW;
+                    assert_eq!(allowed, holds(value, against), "{value:#x} {operator} {against:#x}");
+                }
+            }
+        }
+        let masked = profile(
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["close"],"action":"SCMP_ACT_ALLOW",
+                "args":[{"index":0,"value":68719476751,"valueTwo":68719476739,"op":"SCMP_CMP_MASKED_EQ"}]}]}"#,
+        )
+        .unwrap();
+        assert_eq!(verdict(&masked, libc::SYS_close, &[0x10_0000_00f3]), ALLOW);
+        assert_ne!(verdict(&masked, libc::SYS_close, &[0x00_0000_00f3]), ALLOW);
+        assert_ne!(verdict(&masked, libc::SYS_close, &[0x10_0000_00f4]), ALLOW);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn other_architectures_have_numbers_of_their_own_or_end_the_process() {
+        const I386: u32 = 0x4000_0003;
+        let rules = r#""syscalls":[{"names":["getpid"],"action":"SCMP_ACT_ALLOW"}]"#;
+        let both = profile(&format!(
+            r#"{{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86","SCMP_ARCH_X86_64"],{rules}}}"#
+        ))
+        .unwrap();
+        // getpid is 20 there; 39 is mkdir.
+        assert_eq!(evaluate_on(&both, I386, 20, &[]), ALLOW);
+        assert_eq!(evaluate_on(&both, I386, 39, &[]), ERRNO | 1);
+        assert_eq!(verdict(&both, libc::SYS_getpid, &[]), ALLOW);
+        let one = profile(&format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO",{rules}}}"#)).unwrap();
+        assert_eq!(evaluate_on(&one, I386, 20, &[]), 0x8000_0000);
+        let lenient = profile(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
+        assert_eq!(verdict(&lenient, 0x4000_0000 + 1, &[]), ERRNO | libc::ENOSYS as u32, "x32");
+    }
+
+    #[test]
+    fn a_listener_is_needed_exactly_for_what_notifies() {
+        let rules = r#""syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_NOTIFY"}]"#;
+        let error = profile(&format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW",{rules}}}"#)).unwrap_err();
+        assert_eq!(error.field(), "linux.seccomp.listenerPath");
+        let json = format!(
+            r#"{{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/run/x","listenerMetadata":"m",{rules}}}"#
+        );
+        let filter = profile(&json).unwrap();
+        assert_eq!(filter.listener().unwrap().metadata.as_deref(), Some("m"));
+        assert_eq!(verdict(&filter, libc::SYS_mkdirat, &[]), 0x7fc0_0000);
+    }
+
+    #[test]
+    fn a_condition_goes_before_a_rule_without_one() {
+        let filter = profile(
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"syscalls":[
+                {"names":["kill"],"action":"SCMP_ACT_ALLOW"},
+                {"names":["kill"],"action":"SCMP_ACT_ERRNO","errnoRet":13,"args":[{"index":1,"value":9,"op":"SCMP_CMP_EQ"}]}]}"#,
+        )
+        .unwrap();
+        assert_eq!(verdict(&filter, libc::SYS_kill, &[1, 9]), ERRNO | 13);
+        assert_eq!(verdict(&filter, libc::SYS_kill, &[1, 15]), ALLOW);
+        assert_eq!(verdict(&filter, libc::SYS_getpid, &[]), ERRNO | 38);
     }
 }

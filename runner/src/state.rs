@@ -64,6 +64,12 @@ impl ProcessIdentity {
         Ok(Self { pid, start_time: start_time(pid)? })
     }
 
+    /// True while it runs; a dead process that nobody has waited for does not.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        stat_of(self.pid).is_ok_and(|(state, start)| start == self.start_time && !matches!(state, 'Z' | 'X'))
+    }
+
     /// Kills it and waits for its end, if it is still there.
     ///
     /// # Errors
@@ -88,16 +94,20 @@ impl ProcessIdentity {
     }
 }
 
-/// Field 22 of /proc/PID/stat; the name before it may contain anything, its closing parenthesis is the last.
 fn start_time(pid: i32) -> io::Result<u64> {
+    stat_of(pid).map(|(_, start)| start)
+}
+
+/// Fields 3 and 22 of /proc/PID/stat: how it is, and when it started. The name before them may contain anything, its
+/// closing parenthesis is the last.
+fn stat_of(pid: i32) -> io::Result<(char, u64)> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     let text = String::from_utf8_lossy(&text);
     let after_name = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-    after_name
-        .split_ascii_whitespace()
-        .nth(19)
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+    let mut fields = after_name.split_ascii_whitespace();
+    let state = fields.next().and_then(|field| field.chars().next());
+    let start = fields.nth(18).and_then(|field| field.parse().ok());
+    state.zip(start).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
 }
 
 /// The document.

@@ -14,6 +14,7 @@
     reason = "this crate is test code: a broken expectation is a failed test"
 )]
 
+pub mod bundle;
 pub mod engine;
 pub mod engine_world;
 pub mod generate;

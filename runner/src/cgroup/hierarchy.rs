@@ -13,6 +13,8 @@ pub enum Hierarchy {
     Unified {
         /// Name of its directory in `/sys/fs/cgroup`, when it is not all of it.
         name: String,
+        /// The directory that it is mounted at.
+        top: PathBuf,
         /// The directory of this process's cgroup, if it can be seen.
         own: Option<PathBuf>,
     },
@@ -22,6 +24,8 @@ pub enum Hierarchy {
         name: String,
         /// Its controllers, or `name=...`: what a mount of it needs.
         options: Vec<String>,
+        /// The directory that it is mounted at.
+        top: PathBuf,
         /// The directory of this process's cgroup, if it can be seen.
         own: Option<PathBuf>,
     },
@@ -33,6 +37,14 @@ impl Hierarchy {
     pub fn name(&self) -> String {
         match self {
             Self::Unified { name, .. } | Self::Legacy { name, .. } => name.clone(),
+        }
+    }
+
+    /// The directory that it is mounted at.
+    #[must_use]
+    pub fn top_directory(&self) -> &Path {
+        match self {
+            Self::Unified { top, .. } | Self::Legacy { top, .. } => top,
         }
     }
 
@@ -127,7 +139,8 @@ impl CgroupMount {
             };
             if self.is_unified {
                 if id == "0" && controllers.is_empty() {
-                    return Some(Hierarchy::Unified { name, own: self.directory_of(path) });
+                    let own = self.directory_of(path);
+                    return Some(Hierarchy::Unified { name, top: self.point, own });
                 }
                 continue;
             }
@@ -137,7 +150,7 @@ impl CgroupMount {
             let options: Vec<String> = controllers.split(',').map(str::to_owned).collect();
             if options.iter().all(|option| self.super_options.contains(option)) {
                 let own = self.directory_of(path);
-                return Some(Hierarchy::Legacy { name, options, own });
+                return Some(Hierarchy::Legacy { name, options, top: self.point, own });
             }
         }
         None

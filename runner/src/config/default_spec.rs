@@ -54,7 +54,7 @@ const MASKED: [&str; 12] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Devices of every container: name, major, minor. The specification's list ("Default Devices").
-const DEVICES: [(&str, i64, i64); 6] =
+pub(super) const DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// The whole document; its program is to be filled in by the caller (`sh` until then).
@@ -71,6 +71,43 @@ pub fn default_spec(choice: &DefaultSpec) -> Spec {
         .set_hooks(None)
         .set_annotations(None)
         .set_linux(Some(linux(choice)));
+    spec
+}
+
+/// A document to begin with: a shell, in a directory `rootfs` of the bundle, read-only. With `ids` (of an ordinary user)
+/// it has a user namespace, in which that user is root, and no network of its own.
+#[must_use]
+pub fn template(ids: Option<(u32, u32)>) -> Spec {
+    use oci_spec::runtime::{LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType};
+    let mut spec = default_spec(&DefaultSpec {
+        root: "rootfs".into(),
+        root_read_only: true,
+        hostname: Some("layerfs".to_owned()),
+        terminal: Some(TerminalSize { rows: 0, columns: 0 }),
+        is_root: true,
+        no_new_privileges: true,
+        in_user_namespace: ids.is_some(),
+        without_tty_group: ids.is_some(),
+        ..DefaultSpec::default()
+    });
+    if let Some(process) = spec.process_mut() {
+        process.set_args(Some(vec!["sh".to_owned()])).set_console_size(None);
+    }
+    if let (Some((uid, gid)), Some(linux)) = (ids, spec.linux_mut()) {
+        let map = |host: u32| {
+            let map = LinuxIdMappingBuilder::default().container_id(0_u32).host_id(host).size(1_u32).build();
+            map.ok().map(|map| vec![map])
+        };
+        let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+        let mut user = LinuxNamespace::default();
+        user.set_typ(LinuxNamespaceType::User);
+        namespaces.push(user);
+        linux
+            .set_uid_mappings(map(uid))
+            .set_gid_mappings(map(gid))
+            .set_namespaces(Some(namespaces))
+            .set_resources(None);
+    }
     spec
 }
 
@@ -164,8 +201,8 @@ fn devices() -> Vec<LinuxDevice> {
             device
                 .set_path(PathBuf::from("/dev").join(name))
                 .set_typ(LinuxDeviceType::C)
-                .set_major(major)
-                .set_minor(minor)
+                .set_major(i64::from(major))
+                .set_minor(i64::from(minor))
                 .set_file_mode(Some(0o666))
                 .set_uid(Some(0))
                 .set_gid(Some(0));
@@ -176,7 +213,7 @@ fn devices() -> Vec<LinuxDevice> {
 
 /// Any device may be made, few may be used: those of every container, terminals, and `/dev/net/tun`, which
 /// docker allows too.
-fn device_rules() -> Vec<LinuxDeviceCgroup> {
+pub(super) fn device_rules() -> Vec<LinuxDeviceCgroup> {
     let rule = |allow, typ, major: Option<i64>, minor: Option<i64>, access: &str| {
         let mut rule = LinuxDeviceCgroup::default();
         rule.set_allow(allow)
@@ -191,7 +228,7 @@ fn device_rules() -> Vec<LinuxDeviceCgroup> {
         rule(true, LinuxDeviceType::C, None, None, "m"),
         rule(true, LinuxDeviceType::B, None, None, "m"),
     ];
-    let usable = DEVICES.map(|(_, major, minor)| (major, Some(minor)));
+    let usable = DEVICES.map(|(_, major, minor)| (i64::from(major), Some(i64::from(minor))));
     let terminals = [(5, Some(1)), (5, Some(2)), (136, None)];
     for (major, minor) in usable.into_iter().chain(terminals).chain([(10, Some(200))]) {
         rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rwm"));

@@ -1,20 +1,20 @@
 //! The specification's document to a [`Config`].
 
-use std::ffi::CString;
-use std::path::Path;
+use std::path::{Component, Path};
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, PosixRlimitType, Spec};
-use rustix::process::Resource;
-use rustix::thread::CapabilitySet;
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain, Spec};
 
-use super::mounts::{MountConfig, check_inside};
-use super::{Config, ConfigError, Device, Process, Rlimit, TerminalSize, User};
-use crate::capabilities::{Sets, bits_of};
+use super::default_spec;
+use super::hooks::Hooks;
+use super::id_map::IdMap;
+use super::mounts::{MountConfig, check_inside, propagation_word};
+use super::process_spec::process;
+use super::{CgroupPath, Choice, Config, ConfigError, Device};
 use crate::namespaces::Namespaces;
 use crate::seccomp;
 
-/// `RLIM_INFINITY` as the document writes it.
-const UNLIMITED: u64 = u64::MAX;
+/// `PER_LINUX32` of linux/personality.h; `PER_LINUX` is 0.
+const PER_LINUX32: u64 = 8;
 
 impl Config {
     /// Validates `spec`; relative paths in it are beneath `bundle`.
@@ -26,30 +26,43 @@ impl Config {
         let root = spec.root().as_ref().ok_or_else(|| ConfigError::new("root", "is missing"))?;
         let linux = spec.linux().as_ref().ok_or_else(|| ConfigError::new("linux", "is missing"))?;
         refuse_unsupported(spec)?;
+        let (namespaces, joined) = Namespaces::from_spec(linux.namespaces().as_deref().unwrap_or_default())?;
         let mut config = Self {
             root: bundle.join(root.path()),
             root_read_only: root.readonly().unwrap_or(false),
             root_no_devices: false,
             process: process(spec)?,
-            hostname: spec.hostname().as_ref().map(Into::into),
-            domainname: spec.domainname().as_ref().map(Into::into),
-            namespaces: Namespaces::from_spec(linux.namespaces().as_deref().unwrap_or_default())?,
+            hostname: spec.hostname().as_ref().filter(|name| !name.is_empty()).map(Into::into),
+            domainname: spec.domainname().as_ref().filter(|name| !name.is_empty()).map(Into::into),
+            namespaces,
+            joined,
+            uid_map: IdMap::from_spec(
+                linux.uid_mappings().as_deref().unwrap_or_default(),
+                "linux.uidMappings",
+            )?,
+            gid_map: IdMap::from_spec(
+                linux.gid_mappings().as_deref().unwrap_or_default(),
+                "linux.gidMappings",
+            )?,
+            time_offsets: time_offsets(linux)?,
+            root_propagation: root_propagation(linux)?,
             mounts: Vec::new(),
             devices: Vec::new(),
             device_rules: Vec::new(),
             masked_paths: Vec::new(),
             read_only_paths: Vec::new(),
             sysctl: linux.sysctl().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
-            seccomp: Vec::new(),
-            cgroup_name: None,
+            seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
+            personality: personality(linux)?,
+            resources: linux.resources().clone().unwrap_or_default(),
+            cgroup: linux.cgroups_path().as_deref().map(cgroup_path).transpose()?.flatten(),
+            hooks: Hooks::from_spec(spec)?,
+            mount_label: linux.mount_label().clone().filter(|label| !label.is_empty()),
+            choice: Choice::default(),
         };
         config.sysctl.sort();
-        let uts = config.namespaces.contains(Namespaces::UTS);
-        if (config.hostname.is_some() || config.domainname.is_some()) && !uts {
-            return Err(ConfigError::new("hostname", "needs a uts namespace of the container's own"));
-        }
         for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-            config.mounts.push(MountConfig::from_spec(mount, &format!("mounts[{index}]"))?);
+            config.mounts.push(MountConfig::from_spec(mount, bundle, &format!("mounts[{index}]"))?);
         }
         for (index, entry) in linux.devices().iter().flatten().enumerate() {
             config.devices.push(device(entry, &format!("linux.devices[{index}]"))?);
@@ -63,20 +76,140 @@ impl Config {
                 to.push(path.into());
             }
         }
-        if let Some(resources) = linux.resources() {
-            config.device_rules = resources.devices().clone().unwrap_or_default();
-        }
-        if let Some(profile) = linux.seccomp() {
-            config.seccomp = seccomp::compile(profile)?;
-        }
-        config.cgroup_name = linux.cgroups_path().as_ref().map(|path| cgroup_name(path)).transpose()?;
+        config.add_default_devices();
+        config.check_names()?;
+        config.check_ids()?;
         Ok(config)
+    }
+
+    /// Every container has the specification's default devices ("Default Devices"), and may use them whatever the
+    /// document's rules are. Without rules it may use no others.
+    fn add_default_devices(&mut self) {
+        let dev = Path::new("/dev");
+        for (name, major, minor) in default_spec::DEVICES {
+            let path = dev.join(name);
+            // A /dev that is the machine's has them.
+            let is_bound = self.mounts.iter().any(|mount| {
+                (mount.destination == dev || mount.destination == path)
+                    && matches!(mount.kind, super::MountKind::Bind { .. })
+            });
+            if !is_bound && !self.devices.iter().any(|device| device.path == path) {
+                let kind = rustix::fs::FileType::CharacterDevice;
+                self.devices.push(Device { path, kind, major, minor, mode: 0o666, uid: 0, gid: 0 });
+            }
+        }
+        let mut rules = self.resources.devices().clone().unwrap_or_default();
+        let defaults = default_spec::device_rules();
+        if rules.is_empty() {
+            rules = defaults;
+        } else {
+            // Those behind the first, which denies everything.
+            rules.extend(defaults.into_iter().skip(1));
+        }
+        self.device_rules = rules;
+    }
+
+    /// True when the container has a namespace of this kind that is not the runtime's, new or joined.
+    pub(crate) fn has_own(&self, namespace: Namespaces) -> bool {
+        self.namespaces.contains(namespace) || self.joined.iter().any(|joined| joined.namespace == namespace)
+    }
+
+    /// Names and kernel settings are those of namespaces; without such a one they would be the machine's.
+    fn check_names(&self) -> Result<(), ConfigError> {
+        let uts = self.has_own(Namespaces::UTS);
+        for (field, name) in [("hostname", &self.hostname), ("domainname", &self.domainname)] {
+            let Some(name) = name else { continue };
+            if !uts {
+                return Err(ConfigError::new(field, "needs a uts namespace of the container's own"));
+            }
+            if name.len() > 64 {
+                return Err(ConfigError::new(field, "is longer than 64 bytes"));
+            }
+        }
+        for (name, _) in &self.sysctl {
+            let field = || format!("linux.sysctl[{name:?}]");
+            let plain = name.replace('/', ".");
+            let of = |namespace| match self.has_own(namespace) {
+                true => Ok(()),
+                false => Err(ConfigError::new(field(), "needs such a namespace of the container's own")),
+            };
+            const IPC: [&str; 7] = [
+                "kernel.msgmax",
+                "kernel.msgmnb",
+                "kernel.msgmni",
+                "kernel.sem",
+                "kernel.shmall",
+                "kernel.shmmax",
+                "kernel.shmmni",
+            ];
+            if IPC.contains(&plain.as_str())
+                || plain == "kernel.shm_rmid_forced"
+                || plain.starts_with("fs.mqueue.")
+            {
+                of(Namespaces::IPC)?;
+            } else if plain.starts_with("net.") {
+                of(Namespaces::NETWORK)?;
+            } else if plain == "kernel.domainname" || plain == "kernel.hostname" {
+                of(Namespaces::UTS)?;
+            } else if plain.starts_with("user.") {
+                of(Namespaces::USER)?;
+            } else {
+                return Err(ConfigError::new(
+                    field(),
+                    "is a setting of the whole machine, not of a namespace",
+                ));
+            }
+            if name.split(['.', '/']).any(|part| part.is_empty()) || name.contains("..") {
+                return Err(ConfigError::new(field(), "is not a name"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ids(&self) -> Result<(), ConfigError> {
+        let maps = [(&self.uid_map, "linux.uidMappings"), (&self.gid_map, "linux.gidMappings")];
+        if !self.namespaces.contains(Namespaces::USER) {
+            let joins = self.has_own(Namespaces::USER);
+            return match maps.iter().find(|(map, _)| !map.is_empty()) {
+                // Engines repeat the maps of the namespace that they have made.
+                Some((_, field)) if !joins => Err(ConfigError::new(*field, "needs a new user namespace")),
+                _ => self.check_time(),
+            };
+        }
+        for (map, field) in maps {
+            if map.is_empty() {
+                return Err(ConfigError::new(field, "is missing: a new user namespace needs it"));
+            }
+        }
+        self.uid_map.check_outside("/proc/self/uid_map", "linux.uidMappings")?;
+        self.gid_map.check_outside("/proc/self/gid_map", "linux.gidMappings")?;
+        let user = &self.process.user;
+        let exists = |map: &IdMap, id: u32, field: String| match map.contains(id) {
+            true => Ok(()),
+            false => Err(ConfigError::new(field, format!("{id} is not mapped in the user namespace"))),
+        };
+        exists(&self.uid_map, user.uid, "process.user.uid".into())?;
+        exists(&self.gid_map, user.gid, "process.user.gid".into())?;
+        for (index, group) in user.groups.iter().enumerate() {
+            exists(&self.gid_map, *group, format!("process.user.additionalGids[{index}]"))?;
+        }
+        self.check_time()
+    }
+
+    fn check_time(&self) -> Result<(), ConfigError> {
+        if !self.time_offsets.is_empty() && !self.namespaces.contains(Namespaces::TIME) {
+            return Err(ConfigError::new("linux.timeOffsets", "needs a new time namespace"));
+        }
+        Ok(())
     }
 }
 
 /// Versions are compatible within a major number (specification, "Specification version").
 fn check_version(version: &str) -> Result<(), ConfigError> {
-    if version.split('.').next() == Some("1") && version.split('.').count() >= 3 {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let core = version.split(['-', '+']).next().unwrap_or_default();
+    let mut parts = core.split('.');
+    if parts.next() == Some("1") && parts.clone().count() == 2 && parts.all(is_number) {
         return Ok(());
     }
     Err(ConfigError::new("ociVersion", format!("{version:?} is not supported; 1.x.y is")))
@@ -87,105 +220,56 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), ConfigError> {
         true => Err(ConfigError::new(field, "is not supported")),
         false => Ok(()),
     };
-    refused("hooks", spec.hooks().is_some())?;
+    refused("vm", spec.vm().is_some())?;
+    refused("windows", spec.windows().is_some())?;
+    refused("solaris", spec.solaris().is_some())?;
+    refused("zos", spec.zos().is_some())?;
     let Some(linux) = spec.linux() else { return Ok(()) };
-    refused("linux.uidMappings", linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()))?;
-    refused("linux.gidMappings", linux.gid_mappings().as_ref().is_some_and(|m| !m.is_empty()))?;
     refused("linux.intelRdt", linux.intel_rdt().is_some())?;
-    refused("linux.personality", linux.personality().is_some())?;
-    refused("linux.mountLabel", linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()))?;
-    refused("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()))?;
-    let propagation = linux.rootfs_propagation().as_deref();
-    let usual = matches!(propagation, None | Some("" | "private" | "rprivate"));
-    refused("linux.rootfsPropagation", !usual)?;
-    if let Some(resources) = linux.resources() {
-        let limits = resources.memory().is_some()
-            || resources.cpu().is_some()
-            || resources.pids().is_some()
-            || resources.block_io().is_some()
-            || resources.hugepage_limits().as_ref().is_some_and(|l| !l.is_empty())
-            || resources.network().is_some()
-            || resources.rdma().is_some()
-            || resources.unified().as_ref().is_some_and(|u| !u.is_empty());
-        refused("linux.resources", limits)?;
+    refused("linux.memoryPolicy", linux.memory_policy().is_some())?;
+    refused("linux.netDevices", linux.net_devices().as_ref().is_some_and(|list| !list.is_empty()))?;
+    if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
+        super::process_spec::require_selinux("linux.mountLabel")?;
     }
-    let Some(process) = spec.process() else { return Ok(()) };
-    refused("process.apparmorProfile", process.apparmor_profile().as_ref().is_some_and(|p| !p.is_empty()))?;
-    refused("process.selinuxLabel", process.selinux_label().as_ref().is_some_and(|l| !l.is_empty()))?;
-    refused("process.scheduler", process.scheduler().is_some())?;
-    refused("process.ioPriority", process.io_priority().is_some())?;
-    refused("process.execCPUAffinity", process.exec_cpu_affinity().is_some())
+    Ok(())
 }
 
-fn process(spec: &Spec) -> Result<Process, ConfigError> {
-    let process = spec.process().as_ref().ok_or_else(|| ConfigError::new("process", "is missing"))?;
-    let strings = |list: &Option<Vec<String>>, field: &str| -> Result<Vec<CString>, ConfigError> {
-        let words = list.iter().flatten().enumerate();
-        words.map(|(index, word)| c_string(word, &format!("{field}[{index}]"))).collect()
-    };
-    let args = strings(process.args(), "process.args")?;
-    if args.first().is_none_or(|program| program.is_empty()) {
-        return Err(ConfigError::new("process.args", "names no program"));
+fn root_propagation(linux: &Linux) -> Result<Option<(u64, bool)>, ConfigError> {
+    match linux.rootfs_propagation().as_deref() {
+        None | Some("") => Ok(None),
+        Some(word) => propagation_word(word).map(Some).ok_or_else(|| {
+            let problem = format!("{word:?} is none of shared, slave, private, unbindable and their r forms");
+            ConfigError::new("linux.rootfsPropagation", problem)
+        }),
     }
-    let cwd = process.cwd();
-    if !cwd.is_absolute() {
-        return Err(ConfigError::new("process.cwd", format!("{} is not absolute", cwd.display())));
-    }
-    let user = process.user();
-    let mut capabilities = Sets::default();
-    if let Some(sets) = process.capabilities() {
-        let bits = |set: &Option<_>| set.as_ref().map_or(CapabilitySet::empty(), bits_of);
-        capabilities = Sets {
-            bounding: bits(sets.bounding()),
-            effective: bits(sets.effective()),
-            permitted: bits(sets.permitted()),
-            inheritable: bits(sets.inheritable()),
-            ambient: bits(sets.ambient()),
-        };
-    }
-    let mut rlimits = Vec::new();
-    for (index, limit) in process.rlimits().iter().flatten().enumerate() {
-        let field = format!("process.rlimits[{index}]");
-        if limit.soft() > limit.hard() {
-            return Err(ConfigError::new(field, "soft is above hard"));
-        }
-        let bound = |value: u64| (value != UNLIMITED).then_some(value);
-        let resource = resource(limit.typ())
-            .ok_or_else(|| ConfigError::new(format!("{field}.type"), "is not supported"))?;
-        if rlimits.iter().any(|other: &Rlimit| other.resource == resource) {
-            return Err(ConfigError::new(format!("{field}.type"), "is listed twice"));
-        }
-        rlimits.push(Rlimit { resource, soft: bound(limit.soft()), hard: bound(limit.hard()) });
-    }
-    if let Some(adjustment) = process.oom_score_adj()
-        && !(-1000..=1000).contains(&adjustment)
-    {
-        return Err(ConfigError::new("process.oomScoreAdj", "is not within -1000 and 1000"));
-    }
-    let characters = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
-    let size = process
-        .console_size()
-        .map(|size| TerminalSize { rows: characters(size.height()), columns: characters(size.width()) });
-    Ok(Process {
-        args,
-        env: strings(process.env(), "process.env")?,
-        cwd: cwd.clone(),
-        user: User {
-            uid: user.uid(),
-            gid: user.gid(),
-            groups: user.additional_gids().clone().unwrap_or_default(),
-            umask: user.umask(),
-        },
-        capabilities,
-        rlimits,
-        no_new_privileges: process.no_new_privileges().unwrap_or(false),
-        oom_score_adj: process.oom_score_adj(),
-        terminal: process.terminal().unwrap_or(false).then(|| size.unwrap_or_default()),
-    })
 }
 
-fn c_string(word: &str, field: &str) -> Result<CString, ConfigError> {
-    CString::new(word).map_err(|_| ConfigError::new(field, "contains a zero byte"))
+fn time_offsets(linux: &Linux) -> Result<Vec<(String, i64, u32)>, ConfigError> {
+    let mut offsets = Vec::new();
+    for (clock, offset) in linux.time_offsets().iter().flatten() {
+        let field = format!("linux.timeOffsets.{clock}");
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            return Err(ConfigError::new(field, "is neither monotonic nor boottime"));
+        }
+        let nanoseconds = offset.nanosecs().unwrap_or(0);
+        if nanoseconds >= 1_000_000_000 {
+            return Err(ConfigError::new(format!("{field}.nanosecs"), "is not below 1000000000"));
+        }
+        offsets.push((clock.clone(), offset.secs().unwrap_or(0), nanoseconds));
+    }
+    offsets.sort();
+    Ok(offsets)
+}
+
+fn personality(linux: &Linux) -> Result<Option<u64>, ConfigError> {
+    let Some(personality) = linux.personality() else { return Ok(None) };
+    if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+        return Err(ConfigError::new("linux.personality.flags", "are not defined by the specification"));
+    }
+    Ok(Some(match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
+    }))
 }
 
 fn device(device: &LinuxDevice, field: &str) -> Result<Device, ConfigError> {
@@ -211,35 +295,24 @@ fn device(device: &LinuxDevice, field: &str) -> Result<Device, ConfigError> {
     })
 }
 
-fn resource(kind: PosixRlimitType) -> Option<Resource> {
-    Some(match kind {
-        PosixRlimitType::RlimitCpu => Resource::Cpu,
-        PosixRlimitType::RlimitFsize => Resource::Fsize,
-        PosixRlimitType::RlimitData => Resource::Data,
-        PosixRlimitType::RlimitStack => Resource::Stack,
-        PosixRlimitType::RlimitCore => Resource::Core,
-        PosixRlimitType::RlimitRss => Resource::Rss,
-        PosixRlimitType::RlimitNproc => Resource::Nproc,
-        PosixRlimitType::RlimitNofile => Resource::Nofile,
-        PosixRlimitType::RlimitMemlock => Resource::Memlock,
-        PosixRlimitType::RlimitAs => Resource::As,
-        PosixRlimitType::RlimitLocks => Resource::Locks,
-        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
-        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
-        PosixRlimitType::RlimitNice => Resource::Nice,
-        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
-        PosixRlimitType::RlimitRttime => Resource::Rttime,
-    })
-}
-
-/// The cgroup is one directory beneath the runtime's own, so its path is one name.
-fn cgroup_name(path: &Path) -> Result<String, ConfigError> {
+/// An absolute path is beneath the root of the hierarchies, a relative one beneath the runtime's own cgroup.
+fn cgroup_path(path: &Path) -> Result<Option<CgroupPath>, ConfigError> {
     let field = "linux.cgroupsPath";
-    let name = path.to_str().ok_or_else(|| ConfigError::new(field, "is not text"))?;
-    if name.is_empty() || name.contains('/') || name == "." || name == ".." {
-        return Err(ConfigError::new(field, format!("{name:?} is not a single name")));
+    if path.as_os_str().is_empty() {
+        return Ok(None);
     }
-    Ok(name.to_owned())
+    if path.to_str().is_none_or(|text| text.contains(['\n', '\0'])) {
+        return Err(ConfigError::new(field, "is not text"));
+    }
+    if path.components().any(|part| matches!(part, Component::ParentDir)) {
+        return Err(ConfigError::new(field, "contains \"..\""));
+    }
+    let names: std::path::PathBuf =
+        path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    if names.as_os_str().is_empty() {
+        return Err(ConfigError::new(field, "is the root cgroup, which cannot be a container's own"));
+    }
+    Ok(Some(if path.is_absolute() { CgroupPath::Absolute(names) } else { CgroupPath::Relative(names) }))
 }
 
 #[cfg(test)]
@@ -255,8 +328,8 @@ mod tests {
     fn the_default_specification_is_valid() {
         let config = Config::from_spec(&spec(), Path::new("/bundle")).unwrap();
         assert_eq!(config.root, Path::new("/srv/root"));
-        assert_eq!(config.namespaces, Namespaces::all());
-        assert!(!config.seccomp.is_empty());
+        assert_eq!(config.namespaces, Namespaces::all().difference(Namespaces::USER | Namespaces::TIME));
+        assert!(config.seccomp.is_some());
         assert!(config.masked_paths.iter().any(|path| path == Path::new("/proc/kcore")));
         assert_eq!(config.process.capabilities.bounding.bits().count_ones(), 14);
     }
@@ -308,7 +381,7 @@ mod tests {
         );
         assert_eq!(
             refused(&|s| {
-                s.linux_mut().as_mut().unwrap().set_cgroups_path(Some("a/b".into()));
+                s.linux_mut().as_mut().unwrap().set_cgroups_path(Some("a/../../b".into()));
             }),
             "linux.cgroupsPath"
         );

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use oci_spec::runtime::Mount;
 
 use super::ConfigError;
+use super::id_map::IdMap;
 
 /// `MOUNT_ATTR_*` of linux/mount.h.
 pub(crate) mod attribute {
@@ -90,23 +91,34 @@ pub struct MountConfig {
     pub recursive_attributes: Attributes,
     /// `MS_PRIVATE` and its relatives, with the mounts below when the second value is true.
     pub propagation: Option<(u64, bool)>,
+    /// Owners are shown through a map of ids.
+    pub id_map: Option<MountIdMap>,
+    /// A new tmpfs begins with what the root filesystem has at its place.
+    pub copy_up: bool,
+    /// The mount that is at the place already changes its attributes; nothing is mounted.
+    pub remount: bool,
+}
+
+/// Owners of a mount's files as seen through it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountIdMap {
+    /// Users: ids of the filesystem as `container`, shown as `host`. Empty: the container's own map.
+    pub uid_map: IdMap,
+    /// Groups.
+    pub gid_map: IdMap,
+    /// Mounts below it too.
+    pub recursive: bool,
 }
 
 impl MountConfig {
     /// From one entry of the specification's `mounts`; `field` names it in errors.
     ///
     /// # Errors
-    /// A destination that is not absolute or has `..`, a bind without an absolute source, an id-mapped
-    /// mount, or an option that needs what is not supported.
-    pub fn from_spec(mount: &Mount, field: &str) -> Result<Self, ConfigError> {
-        let destination = mount.destination();
-        check_inside(destination, &format!("{field}.destination"))?;
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-            return Err(ConfigError::new(
-                format!("{field}.uidMappings"),
-                "id-mapped mounts are not supported",
-            ));
-        }
+    /// A destination that climbs, a bind without a source, half a map of ids, or an option that makes no sense.
+    pub fn from_spec(mount: &Mount, bundle: &Path, field: &str) -> Result<Self, ConfigError> {
+        // Relative ones were allowed before version 1.0.2 of the specification, and are beneath the root.
+        let destination = Path::new("/").join(mount.destination());
+        check_inside(&destination, &format!("{field}.destination"))?;
         let mut words = Words::default();
         for (index, word) in mount.options().iter().flatten().enumerate() {
             words
@@ -116,11 +128,12 @@ impl MountConfig {
         let fstype = mount.typ().clone().unwrap_or_default();
         let source = mount.source().clone();
         let kind = if words.bind || fstype == "bind" {
-            let Some(source) = source.filter(|source| source.is_absolute()) else {
-                return Err(ConfigError::new(format!("{field}.source"), "a bind needs an absolute path"));
+            let source = source.filter(|source| !source.as_os_str().is_empty());
+            let Some(source) = source.map(|source| bundle.join(source)) else {
+                return Err(ConfigError::new(format!("{field}.source"), "a bind needs a path"));
             };
             MountKind::Bind { source, recursive: words.recursive }
-        } else if fstype == "cgroup" {
+        } else if fstype == "cgroup" || fstype == "cgroup2" {
             MountKind::Cgroup
         } else if fstype.is_empty() {
             return Err(ConfigError::new(format!("{field}.type"), "is missing"));
@@ -128,8 +141,19 @@ impl MountConfig {
             let source = source.map_or_else(|| OsString::from(&fstype), PathBuf::into_os_string);
             MountKind::Filesystem { fstype, source, data: words.data }
         };
+        let id_map = id_map(mount, words.id_map, field)?;
+        let is_tmpfs = matches!(&kind, MountKind::Filesystem { fstype, .. } if fstype == "tmpfs");
+        if words.copy_up && !is_tmpfs {
+            return Err(ConfigError::new(format!("{field}.options"), "tmpcopyup is for a tmpfs"));
+        }
+        if id_map.is_some() && !matches!(kind, MountKind::Bind { .. }) {
+            return Err(ConfigError::new(format!("{field}.options"), "a map of ids is for a bind"));
+        }
         Ok(Self {
-            destination: destination.clone(),
+            destination,
+            id_map,
+            copy_up: words.copy_up,
+            remount: words.remount,
             kind,
             attributes: words.attributes,
             recursive_attributes: words.recursive_attributes,
@@ -137,6 +161,120 @@ impl MountConfig {
         })
     }
 }
+
+/// The maps of an entry, or the option words that ask for the container's.
+fn id_map(mount: &Mount, word: Option<bool>, field: &str) -> Result<Option<MountIdMap>, ConfigError> {
+    let map = |list: &Option<Vec<_>>, name: &str| {
+        IdMap::from_spec(list.as_deref().unwrap_or_default(), &format!("{field}.{name}"))
+    };
+    let uid_map = map(mount.uid_mappings(), "uidMappings")?;
+    let gid_map = map(mount.gid_mappings(), "gidMappings")?;
+    if uid_map.is_empty() != gid_map.is_empty() {
+        let missing = if uid_map.is_empty() { "uidMappings" } else { "gidMappings" };
+        return Err(ConfigError::new(
+            format!("{field}.{missing}"),
+            "is missing, while the other map is there",
+        ));
+    }
+    if uid_map.is_empty() && word.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(MountIdMap { uid_map, gid_map, recursive: word.unwrap_or(false) }))
+}
+
+/// `MS_*` of a propagation word, and whether it means the mounts below too.
+pub(super) fn propagation_word(word: &str) -> Option<(u64, bool)> {
+    let (plain, recursive) = match word.strip_prefix('r') {
+        Some(plain) => (plain, true),
+        None => (word, false),
+    };
+    let bits = match plain {
+        "private" => libc::MS_PRIVATE,
+        "slave" => libc::MS_SLAVE,
+        "shared" => libc::MS_SHARED,
+        "unbindable" => libc::MS_UNBINDABLE,
+        _ => return None,
+    };
+    Some((bits, recursive))
+}
+
+/// Every option word that is not handed to the filesystem.
+#[must_use]
+pub fn known_words() -> Vec<&'static str> {
+    let mut words = vec![
+        "bind",
+        "rbind",
+        "remount",
+        "idmap",
+        "ridmap",
+        "tmpcopyup",
+        "defaults",
+        "async",
+        "sync",
+        "dirsync",
+        "lazytime",
+        "nolazytime",
+        "mand",
+        "nomand",
+        "iversion",
+        "noiversion",
+        "silent",
+        "loud",
+        "private",
+        "rprivate",
+        "slave",
+        "rslave",
+        "shared",
+        "rshared",
+        "unbindable",
+        "runbindable",
+    ];
+    words.extend(ATTRIBUTE_WORDS);
+    words.extend(RECURSIVE_WORDS);
+    words.sort_unstable();
+    words
+}
+
+const ATTRIBUTE_WORDS: [&str; 18] = [
+    "ro",
+    "rw",
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "noexec",
+    "exec",
+    "nodiratime",
+    "diratime",
+    "nosymfollow",
+    "symfollow",
+    "relatime",
+    "norelatime",
+    "noatime",
+    "atime",
+    "strictatime",
+    "nostrictatime",
+];
+const RECURSIVE_WORDS: [&str; 18] = [
+    "rro",
+    "rrw",
+    "rnosuid",
+    "rsuid",
+    "rnodev",
+    "rdev",
+    "rnoexec",
+    "rexec",
+    "rnodiratime",
+    "rdiratime",
+    "rnosymfollow",
+    "rsymfollow",
+    "rrelatime",
+    "rnorelatime",
+    "rnoatime",
+    "ratime",
+    "rstrictatime",
+    "rnostrictatime",
+];
 
 /// Refuses a path that is not absolute or climbs.
 pub(crate) fn check_inside(path: &Path, field: &str) -> Result<(), ConfigError> {
@@ -156,6 +294,9 @@ struct Words {
     attributes: Attributes,
     recursive_attributes: Attributes,
     propagation: Option<(u64, bool)>,
+    id_map: Option<bool>,
+    copy_up: bool,
+    remount: bool,
     data: Vec<(String, Option<String>)>,
 }
 
@@ -165,18 +306,18 @@ impl Words {
             "defaults" | "async" => {}
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
-            "remount" | "idmap" | "ridmap" | "tmpcopyup" | "mand" | "iversion" => {
-                return Err(format!("{word:?} is not supported"));
-            }
-            "private" => self.propagation = Some((libc::MS_PRIVATE, false)),
-            "rprivate" => self.propagation = Some((libc::MS_PRIVATE, true)),
-            "slave" => self.propagation = Some((libc::MS_SLAVE, false)),
-            "rslave" => self.propagation = Some((libc::MS_SLAVE, true)),
-            "shared" => self.propagation = Some((libc::MS_SHARED, false)),
-            "rshared" => self.propagation = Some((libc::MS_SHARED, true)),
-            "unbindable" => self.propagation = Some((libc::MS_UNBINDABLE, false)),
-            "runbindable" => self.propagation = Some((libc::MS_UNBINDABLE, true)),
+            "remount" => self.remount = true,
+            "idmap" => self.id_map = Some(false),
+            "ridmap" => self.id_map = Some(true),
+            "tmpcopyup" => self.copy_up = true,
+            // Flags of the superblock that have no meaning any more, and of mount(8) itself.
+            "mand" | "nomand" | "iversion" | "noiversion" | "silent" | "loud" => {}
+            "nolazytime" => {}
             _ => {
+                if let Some(propagation) = propagation_word(word) {
+                    self.propagation = Some(propagation);
+                    return Ok(());
+                }
                 if attribute_word(word, &mut self.attributes) {
                     return Ok(());
                 }
@@ -236,7 +377,7 @@ mod tests {
             .options(options.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
             .build()
             .unwrap();
-        MountConfig::from_spec(&mount, "mounts[0]")
+        MountConfig::from_spec(&mount, Path::new("/bundle"), "mounts[0]")
     }
 
     #[test]
@@ -259,13 +400,35 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_done_is_refused_by_name() {
-        let error = parsed("bind", &["bind", "idmap"]).unwrap_err();
-        assert_eq!(error.to_string(), "mounts[0].options[1]: \"idmap\" is not supported");
-        let mut mount =
+    fn every_known_word_is_known() {
+        for word in known_words().into_iter().filter(|word| !matches!(*word, "sync" | "dirsync" | "lazytime"))
+        {
+            let mut words = Words::default();
+            words.add(word).unwrap();
+            assert!(words.data.is_empty(), "{word} is taken for the filesystem's");
+        }
+    }
+
+    #[test]
+    fn half_a_map_and_climbing_places_are_refused() {
+        let json = r#"{"destination":"/t","source":"/s","type":"bind","options":["bind"],
+                       "uidMappings":[{"containerID":0,"hostID":1,"size":1}]}"#;
+        let error =
+            MountConfig::from_spec(&serde_json::from_str(json).unwrap(), Path::new("/b"), "mounts[3]")
+                .unwrap_err();
+        assert_eq!(error.field(), "mounts[3].gidMappings");
+        let mount =
             MountBuilder::default().destination("/a/../b").typ("proc").source("proc").build().unwrap();
-        assert!(MountConfig::from_spec(&mount, "m").is_err());
-        mount.set_destination("relative".into());
-        assert!(MountConfig::from_spec(&mount, "m").is_err());
+        assert!(MountConfig::from_spec(&mount, Path::new("/b"), "m").is_err());
+    }
+
+    #[test]
+    fn a_relative_source_is_beneath_the_bundle() {
+        let json = r#"{"destination":"t","source":"s","options":["rbind","ridmap"]}"#;
+        let mount =
+            MountConfig::from_spec(&serde_json::from_str(json).unwrap(), Path::new("/b"), "m").unwrap();
+        assert_eq!(mount.kind, MountKind::Bind { source: "/b/s".into(), recursive: true });
+        assert_eq!(mount.destination, Path::new("/t"));
+        assert!(mount.id_map.is_some_and(|map| map.recursive && map.uid_map.is_empty()));
     }
 }

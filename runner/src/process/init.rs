@@ -4,41 +4,57 @@
 //! goes to the parent whole. Nothing of the machine stays open or mounted when the program begins.
 
 use std::convert::Infallible;
-use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 
-use rustix::fs::{Gid, Mode, OFlags, Uid};
-use rustix::process::{Resource, Signal};
-use rustix::pty::OpenptFlags;
-use rustix::thread::CapabilitySets;
+use rustix::fs::Mode;
+use rustix::process::Signal;
 
+use super::console::Terminal;
+use super::identity::{self, Labels, confine, find_program};
+use super::join::{self, Openings};
 use super::parent::Stdio;
-use super::program;
+use super::{environment, pid1, program};
 use crate::cgroup::Hierarchies;
 use crate::channel::{Channel, Failure, FailureKind, Message, Received, Stage};
-use crate::config::{Config, Process, Rlimit, TerminalSize};
+use crate::config::Config;
 use crate::namespaces::Namespaces;
-use crate::rootfs::{self, resolve};
+use crate::rootfs::{self, Prepared, Surroundings};
 use crate::step::{Doing, StepError};
-use crate::{capabilities, network, sys};
+use crate::{hooks, sys};
 
 /// Exit status of an init that failed; the parent knows why from its message.
 const FAILED: i32 = 125;
 
+/// What init gets from the parent.
+pub(super) struct Inheritance<'a> {
+    pub(super) config: &'a Config,
+    pub(super) hierarchies: &'a Hierarchies,
+    pub(super) prepared: &'a Prepared,
+    pub(super) openings: &'a Openings,
+    pub(super) stdio: Stdio,
+    pub(super) channel: Channel,
+    /// A socket on which the order to start comes, when the parent does not stay for it.
+    pub(super) listener: Option<BorrowedFd<'a>>,
+    /// A directory of the unified hierarchy to be born in; used by the process in between only.
+    pub(super) cgroup: Option<BorrowedFd<'a>>,
+    pub(super) is_staged: bool,
+}
+
 /// Everything from here on happens in the child.
-pub(super) fn run(config: &Config, hierarchies: &Hierarchies, stdio: Stdio, channel: Channel) -> ! {
+pub(super) fn run(mut inheritance: Inheritance<'_>) -> ! {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let Err(failure) = become_program(config, hierarchies, stdio, &channel);
+        let mut channel = None;
+        let Err(failure) = become_program(&mut inheritance, &mut channel);
         // Without a parent there is nobody to tell.
-        channel.send(&Message::Failed(failure), None).ok();
+        channel.as_ref().unwrap_or(&inheritance.channel).send(&Message::Failed(failure), None).ok();
     }));
     drop(outcome);
     sys::process::exit_now(FAILED)
 }
 
-trait At<T> {
+pub(super) trait At<T> {
     fn at(self, stage: Stage) -> Result<T, Failure>;
 }
 
@@ -53,39 +69,75 @@ impl<T> At<T> for Result<T, StepError> {
     }
 }
 
+/// `start_channel` is where the order to start came from, once it did: failures are told there.
 fn become_program(
-    config: &Config,
-    hierarchies: &Hierarchies,
-    stdio: Stdio,
-    channel: &Channel,
+    inheritance: &mut Inheritance<'_>,
+    start_channel: &mut Option<Channel>,
 ) -> Result<Infallible, Failure> {
-    begin(stdio, channel).at(Stage::Cgroup)?;
-    expect(channel, &Message::Placed).at(Stage::Cgroup)?;
-    if config.namespaces.contains(Namespaces::CGROUP) {
-        sys::process::unshare(libc::CLONE_NEWCGROUP)
-            .doing(|| "make a cgroup namespace".into())
-            .at(Stage::Cgroup)?;
+    let config = inheritance.config;
+    begin(inheritance).at(Stage::Namespaces)?;
+    let channel = &inheritance.channel;
+    let openings = inheritance.openings;
+    if inheritance.is_staged {
+        join::bear(config, openings, channel, inheritance.cgroup).at(Stage::Namespaces)?;
+        die_with(inheritance.listener.is_some()).at(Stage::Namespaces)?;
+    } else {
+        openings
+            .enter(Namespaces::all().difference(Namespaces::USER | Namespaces::PID))
+            .at(Stage::Namespaces)?;
+        if config.namespaces.contains(Namespaces::USER) {
+            expect(channel, &Message::Mapped).at(Stage::Namespaces)?;
+            join::become_root(config).at(Stage::Namespaces)?;
+        }
     }
+    rustix::process::setsid().doing(|| "begin a session".into()).at(Stage::Namespaces)?;
 
     // Modes of what is made here are meant as they are.
     rustix::process::umask(Mode::empty());
-    let root = rootfs::take_root(&config.root, config.root_no_devices).at(Stage::Root)?;
-    rootfs::mount_all(&root, &config.mounts, hierarchies).at(Stage::Mounts)?;
+    let root = rootfs::take_root(config, inheritance.prepared).at(Stage::Root)?;
+    let mut is_placed = false;
+    let mut place = || {
+        if !std::mem::replace(&mut is_placed, true) {
+            expect(channel, &Message::Placed)?;
+            if config.namespaces.contains(Namespaces::CGROUP) {
+                sys::process::unshare(libc::CLONE_NEWCGROUP).doing(|| "make a cgroup namespace".into())?;
+            }
+        }
+        Ok(())
+    };
+    let surroundings = Surroundings {
+        hierarchies: inheritance.hierarchies,
+        prepared: inheritance.prepared,
+        label: config.mount_label.as_deref(),
+    };
+    rootfs::mount_all(&root, &config.mounts, &surroundings, &mut place).at(Stage::Mounts)?;
+    place().at(Stage::Cgroup)?;
     rootfs::make_devices(&root, &config.devices).at(Stage::Devices)?;
     let terminal = match config.process.terminal {
-        Some(size) => Some(open_terminal(&root, size, &config.process).at(Stage::Terminal)?),
+        Some(size) => {
+            let terminal = Terminal::open(&root, size, &config.process).at(Stage::Terminal)?;
+            rootfs::bind_console(&root, &terminal.slave).at(Stage::Terminal)?;
+            Some(terminal)
+        }
         None => None,
     };
-    rootfs::enter_root(&root, config.root_read_only).at(Stage::Pivot)?;
-    prepare_environment(&root, config).at(Stage::Environment)?;
-    make_working_directory(&root, &config.process.cwd).at(Stage::Environment)?;
+    if config.hooks.at_creation() {
+        run_creation_hooks(config, channel).at(Stage::Hooks)?;
+    }
+    rootfs::enter_root(&root, config).at(Stage::Pivot)?;
+    // Without a pivot, what was opened as the root is below what it is now.
+    let root = open_root().at(Stage::Pivot)?;
+    environment::prepare(&root, config).at(Stage::Environment)?;
+    let labels = Labels::open(&root, &config.process).at(Stage::Privileges)?;
     drop(root);
 
     let master = match terminal {
         Some(terminal) => Some(terminal.make_controlling().at(Stage::Terminal)?),
         None => None,
     };
-    become_user(&config.process).at(Stage::Privileges)?;
+    identity::become_user(&config.process).at(Stage::Privileges)?;
+    // Changing the user has cleared it.
+    die_with(inheritance.listener.is_some()).at(Stage::Privileges)?;
     let path = find_program(&config.process)?;
     channel
         .send(&Message::Ready, master.as_ref().map(AsFd::as_fd))
@@ -93,10 +145,27 @@ fn become_program(
         .at(Stage::Exec)?;
     // A master left open here would keep the terminal from ever hanging up.
     drop(master);
-    expect(channel, &Message::Start).at(Stage::Exec)?;
+    let state = match inheritance.listener {
+        None => expect_start(channel).at(Stage::Exec)?,
+        Some(listener) => {
+            expect(channel, &Message::Release).at(Stage::Exec)?;
+            let (connected, state) = wait_for_start(listener).at(Stage::Exec)?;
+            *start_channel = Some(connected);
+            state
+        }
+    };
+    let channel = start_channel.as_ref().unwrap_or(channel);
+    hooks::run_all("startContainer", &config.hooks.start_container, &state).at(Stage::Hooks)?;
 
-    confine(config).at(Stage::Privileges)?;
-    sys::process::set_close_on_exec_from(3).doing(|| "close descriptors".into()).at(Stage::Exec)?;
+    sys::process::set_close_on_exec_from(3 + config.choice.preserve_fds)
+        .doing(|| "close descriptors".into())
+        .at(Stage::Exec)?;
+    if config.choice.init {
+        // Returns in the program's process, as a child of process 1.
+        pid1::fork_program(&config.process).at(Stage::Exec)?;
+    }
+    confine(&config.process, config.seccomp.as_ref(), labels, channel).at(Stage::Privileges)?;
+    sys::signal::ignore(libc::SIGHUP, false);
     let error = sys::process::exec(&path, &config.process.args, &config.process.env);
     let name = path.to_string_lossy();
     Err(Failure {
@@ -107,36 +176,70 @@ fn become_program(
     })
 }
 
-/// Gives up what came from the parent: its signals, its session, its descriptors, its keys.
-fn begin(stdio: Stdio, channel: &Channel) -> Result<(), StepError> {
+/// Gives up what came from the parent: its signals, its descriptors, its keys.
+fn begin(inheritance: &mut Inheritance<'_>) -> Result<(), StepError> {
     // For people who look at processes; without it all works.
     rustix::thread::set_name(c"layerfs:init").ok();
-    die_with_parent()?;
-    sys::signal::reset_actions();
-    sys::signal::unblock_all().doing(|| "unblock signals".into())?;
-    stdio.install().doing(|| "set the standard streams".into())?;
-    sys::process::close_from_except(3, channel).doing(|| "close descriptors".into())?;
-    rustix::process::setsid().doing(|| "begin a session".into())?;
-    // Other processes of this user may look at nothing here until the program runs.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .doing(|| "forbid core dumps".into())?;
-    // Kernels without keys have none to share; where the quota of keys is used up, the calls that would use
-    // the shared ones are refused by the default filter.
-    sys::process::new_session_keyring().ok();
+    die_with(inheritance.listener.is_some())?;
+    let choice = &inheritance.config.choice;
+    let mut keep = inheritance.prepared.descriptors();
+    keep.extend(inheritance.openings.descriptors());
+    keep.push(inheritance.channel.as_fd());
+    keep.extend(inheritance.listener);
+    keep.extend(inheritance.cgroup);
+    leave_parent(&inheritance.stdio, choice.preserve_fds, &keep)?;
+    if !choice.no_new_keyring {
+        // Kernels without keys have none to share; where the quota of keys is used up, the calls that would use
+        // the shared ones are refused by the default filter.
+        sys::process::new_session_keyring().ok();
+    }
     Ok(())
 }
 
-/// A killed runtime must not leave its container running.
-fn die_with_parent() -> Result<(), StepError> {
+/// Signals, standard streams, descriptors of the runtime; and nobody may look.
+pub(super) fn leave_parent(
+    stdio: &Stdio,
+    preserve_fds: u32,
+    keep: &[BorrowedFd<'_>],
+) -> Result<(), StepError> {
+    sys::signal::reset_actions();
+    sys::signal::unblock_all().doing(|| "unblock signals".into())?;
+    stdio.install().doing(|| "set the standard streams".into())?;
+    sys::process::close_from_except(3 + preserve_fds, keep).doing(|| "close descriptors".into())?;
+    for number in 3..3 + preserve_fds {
+        let number = i32::try_from(number).unwrap_or(i32::MAX);
+        sys::process::keep_over_exec(number).doing(|| format!("hand on descriptor {number}"))?;
+    }
+    identity::forbid_looking()
+}
+
+/// A killed runtime must not leave behind a container that is its own. One that outlives its creator sees the creator's
+/// end on the channel.
+fn die_with(outlives: bool) -> Result<(), StepError> {
+    if outlives {
+        return Ok(());
+    }
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .doing(|| "ask to be killed with the parent".into())
 }
 
+pub(super) fn open_root() -> Result<OwnedFd, StepError> {
+    use rustix::fs::OFlags;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/", flags, Mode::empty()).doing(|| "open the root".into())
+}
+
 /// Waits for one message; the parent's end is an order to stop.
-fn expect(channel: &Channel, wanted: &Message) -> Result<(), StepError> {
+pub(super) fn expect(channel: &Channel, wanted: &Message) -> Result<(), StepError> {
+    hear(channel, wanted).map(|_| ())
+}
+
+fn hear(channel: &Channel, wanted: &Message) -> Result<Received, StepError> {
     let words = || "hear from the parent".to_owned();
     match channel.receive().doing(words)? {
-        Received { message: Some(message), .. } if message == *wanted => Ok(()),
+        received @ Received { message: Some(_), .. } if received.message.as_ref() == Some(wanted) => {
+            Ok(received)
+        }
         Received { message: None, .. } => Err(StepError::refused(words(), "it is gone")),
         Received { message: Some(message), .. } => {
             Err(StepError::refused(words(), format!("{message:?} instead of {wanted:?}")))
@@ -144,160 +247,37 @@ fn expect(channel: &Channel, wanted: &Message) -> Result<(), StepError> {
     }
 }
 
-struct Terminal {
-    master: OwnedFd,
-    slave: OwnedFd,
+/// The order to start, and the state for hooks.
+pub(super) fn expect_start(channel: &Channel) -> Result<Vec<u8>, StepError> {
+    state_of(hear(channel, &Message::Start)?)
 }
 
-/// A pseudo terminal of the container's own instance, shown as its console.
-fn open_terminal(root: &OwnedFd, size: TerminalSize, process: &Process) -> Result<Terminal, StepError> {
-    let words = || "open a terminal in the container's /dev/pts".to_owned();
-    let path = Path::new("/dev/pts/ptmx");
-    let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let master = resolve::open(root, path, flags, resolve::Links::Refuse).doing(words)?;
-    rustix::pty::unlockpt(&master).doing(words)?;
-    // By descriptor: a name in the container may be anything.
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).doing(words)?;
-    let mut window = rustix::termios::tcgetwinsize(&slave).doing(words)?;
-    (window.ws_row, window.ws_col) = (size.rows, size.columns);
-    rustix::termios::tcsetwinsize(&slave, window).doing(|| "set the terminal's size".into())?;
-    rustix::fs::fchown(&slave, Some(Uid::from_raw(process.user.uid)), None)
-        .doing(|| "give the terminal to the user".into())?;
-    rootfs::bind_console(root, &slave)?;
-    Ok(Terminal { master, slave })
+fn state_of(received: Received) -> Result<Vec<u8>, StepError> {
+    let mut state = Vec::new();
+    if let Some(descriptor) = received.descriptor {
+        std::fs::File::from(descriptor).read_to_end(&mut state).doing(|| "read the state".into())?;
+    }
+    Ok(state)
 }
 
-impl Terminal {
-    /// Makes it the session's terminal and the standard streams; the master is what is left.
-    fn make_controlling(self) -> Result<OwnedFd, StepError> {
-        rustix::process::ioctl_tiocsctty(&self.slave).doing(|| "take the terminal".into())?;
-        rustix::stdio::dup2_stdin(&self.slave)
-            .and_then(|()| rustix::stdio::dup2_stdout(&self.slave))
-            .and_then(|()| rustix::stdio::dup2_stderr(&self.slave))
-            .doing(|| "set the standard streams".into())?;
-        Ok(self.master)
-    }
-}
-
-/// What is set through the new root's own /proc and /sys, before parts of them are closed.
-fn prepare_environment(root: &OwnedFd, config: &Config) -> Result<(), StepError> {
-    if let Some(name) = &config.hostname {
-        rustix::system::sethostname(name.as_encoded_bytes()).doing(|| format!("set host name {name:?}"))?;
-    }
-    if let Some(name) = &config.domainname {
-        rustix::system::setdomainname(name.as_encoded_bytes())
-            .doing(|| format!("set domain name {name:?}"))?;
-    }
-    if config.namespaces.contains(Namespaces::NETWORK) {
-        network::bring_loopback_up()?;
-    }
-    for (name, value) in &config.sysctl {
-        write_proc(root, &format!("/proc/sys/{}", name.replace('.', "/")), value)?;
-    }
-    if let Some(adjustment) = config.process.oom_score_adj {
-        write_proc(root, "/proc/self/oom_score_adj", &adjustment.to_string())?;
-    }
-    rootfs::make_paths_read_only(root, &config.read_only_paths)?;
-    rootfs::cover_paths(root, &config.masked_paths)
-}
-
-/// Writes to a file that must be the kernel's: an image may have put another one there.
-fn write_proc(root: &OwnedFd, path: &str, value: &str) -> Result<(), StepError> {
-    let words = || format!("write {value:?} to {path}");
-    // "self" is a symlink of /proc itself.
-    let links = resolve::Links::Follow;
-    let file = resolve::open(root, Path::new(path), OFlags::WRONLY, links).doing(words)?;
-    let magic = rustix::fs::fstatfs(&file).doing(words)?.f_type;
-    if magic != rootfs::PROC_MAGIC {
-        return Err(StepError::refused(words(), "it is not on /proc"));
-    }
-    rustix::io::write(&file, value.as_bytes()).doing(words)?;
-    Ok(())
-}
-
-fn make_working_directory(root: &OwnedFd, path: &Path) -> Result<(), StepError> {
-    let words = || format!("make working directory {}", path.display());
-    match resolve::find(root, path, resolve::Links::Follow) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            resolve::find_or_make_directory(root, path, resolve::Links::Follow).doing(words)?;
-            Ok(())
+/// Waits for somebody who says start. Others, who only want to know whether the program runs, hang up.
+fn wait_for_start(listener: BorrowedFd<'_>) -> Result<(Channel, Vec<u8>), StepError> {
+    let words = || "wait for the order to start".to_owned();
+    loop {
+        let socket = rustix::io::retry_on_intr(|| {
+            rustix::net::accept_with(listener, rustix::net::SocketFlags::CLOEXEC)
+        });
+        let channel = Channel::from_socket(socket.doing(words)?);
+        if let Ok(received) = channel.receive()
+            && received.message == Some(Message::Start)
+        {
+            return Ok((channel, state_of(received)?));
         }
-        Err(error) => Err(error).doing(words),
     }
 }
 
-/// Limits, groups, user, working directory. Capabilities stay permitted until [`confine`].
-fn become_user(process: &Process) -> Result<(), StepError> {
-    for Rlimit { resource, soft, hard } in &process.rlimits {
-        set_limit(*resource, *soft, *hard)?;
-    }
-    capabilities::limit_bounding_set(process.capabilities.bounding)?;
-    rustix::thread::set_keep_capabilities(true).doing(|| "keep capabilities".into())?;
-    let user = &process.user;
-    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
-    match rustix::thread::set_thread_groups(&groups) {
-        // A user namespace made without newgidmap forbids it, and then the groups are the caller's own.
-        Err(rustix::io::Errno::PERM) if groups.is_empty() => {}
-        result => result.doing(|| format!("set supplementary groups {:?}", user.groups))?,
-    }
-    rustix::thread::set_thread_res_gid(gid, gid, gid).doing(|| format!("become group {}", user.gid))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).doing(|| format!("become user {}", user.uid))?;
-    rustix::thread::set_keep_capabilities(false).doing(|| "give up capabilities".into())?;
-    // Changing the user has cleared it.
-    die_with_parent()?;
-    rustix::process::umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022)));
-    let words = || format!("change to working directory {}", process.cwd.display());
-    rustix::process::chdir(&process.cwd).doing(words)?;
-    // The kernel says "(unreachable)" of a directory outside of the root.
-    let reached = rustix::process::getcwd(Vec::new()).doing(words)?;
-    match reached.as_bytes().first() {
-        Some(b'/') => Ok(()),
-        _ => Err(StepError::refused(words(), "it is outside of the container's root")),
-    }
-}
-
-fn set_limit(resource: Resource, soft: Option<u64>, hard: Option<u64>) -> Result<(), StepError> {
-    let limit = rustix::process::Rlimit { current: soft, maximum: hard };
-    rustix::process::setrlimit(resource, limit).doing(|| {
-        format!("set limit {resource:?} to {soft:?}:{hard:?} (raising a hard limit needs CAP_SYS_RESOURCE)")
-    })
-}
-
-fn find_program(process: &Process) -> Result<CString, Failure> {
-    let empty = CString::default();
-    let name = process.args.first().unwrap_or(&empty);
-    program::find(name, &process.env).map_err(|error| Failure {
-        stage: Stage::Exec,
-        kind: error.kind,
-        words: error.words,
-        errno: error.errno,
-    })
-}
-
-/// Capabilities and system call filters: last, as they forbid what the steps before need.
-fn confine(config: &Config) -> Result<(), StepError> {
-    let process = &config.process;
-    if process.no_new_privileges {
-        capabilities::apply(&process.capabilities)?;
-        rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".into())?;
-        return install_filters(config);
-    }
-    // Without no_new_privs a filter needs CAP_SYS_ADMIN, which another user than root has to be lent again.
-    if !config.seccomp.is_empty() {
-        let have = rustix::thread::capabilities(None).doing(|| "read the capabilities".into())?;
-        let raised = CapabilitySets { effective: have.permitted, ..have };
-        rustix::thread::set_capabilities(None, raised).doing(|| "raise the capabilities".into())?;
-        install_filters(config)?;
-    }
-    capabilities::apply(&process.capabilities)
-}
-
-fn install_filters(config: &Config) -> Result<(), StepError> {
-    for filter in &config.seccomp {
-        sys::seccomp::install(filter.program()).doing(|| "install the system call filter".into())?;
-    }
-    Ok(())
+fn run_creation_hooks(config: &Config, channel: &Channel) -> Result<(), StepError> {
+    channel.send(&Message::HooksDue, None).doing(|| "report to the parent".into())?;
+    let state = state_of(hear(channel, &Message::HooksDone)?)?;
+    hooks::run_all("createContainer", &config.hooks.create_container, &state)
 }

@@ -7,11 +7,18 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 use rustix::thread::CapabilitySet;
 
-use super::init;
-use crate::cgroup::{Cgroup, CgroupError, Hierarchies};
+use super::exec::leave_pid_namespace;
+use super::init::{self, Inheritance};
+use super::join::{self, Openings};
+use crate::cgroup::{Cgroup, CgroupError, Hierarchies, Plan};
 use crate::channel::{Channel, Failure, FailureKind, Message};
 use crate::config::Config;
-use crate::sys::{self, process::Forked};
+use crate::hooks;
+use crate::namespaces::Namespaces;
+use crate::rootfs::Prepared;
+use crate::step::StepError;
+use crate::sys;
+use crate::sys::process::{Birth, Forked};
 
 /// The standard streams of the program; `None` is the runtime's own. A terminal takes their place.
 #[derive(Debug, Default)]
@@ -25,8 +32,17 @@ pub struct Stdio {
 }
 
 impl Stdio {
+    /// Other descriptors of the same files.
+    ///
+    /// # Errors
+    /// Of the system call.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let copy = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Self { stdin: copy(&self.stdin)?, stdout: copy(&self.stdout)?, stderr: copy(&self.stderr)? })
+    }
+
     /// Puts them in place. Their originals stay open: the caller closes everything above 2.
-    pub(super) fn install(self) -> io::Result<()> {
+    pub(super) fn install(&self) -> io::Result<()> {
         if let Some(stdin) = &self.stdin {
             rustix::stdio::dup2_stdin(stdin)?;
         }
@@ -40,26 +56,38 @@ impl Stdio {
     }
 }
 
-/// Why a container could not be created or started.
+/// Why a container could not be created or started, or a program be executed in it.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
     /// The calling process has several threads.
     #[error("a container cannot be created from a process with several threads")]
     Threads,
+    /// The document asks for what cannot be had here.
+    #[error("{0}")]
+    Config(#[from] crate::config::ConfigError),
     /// Its cgroup could not be made.
-    #[error("set the container's cgroup up")]
+    #[error("set the container's cgroup up: {0}")]
     Cgroup(#[from] CgroupError),
+    /// A step in the parent failed.
+    #[error("{}", .0.words())]
+    Step(#[from] StepError),
     /// Its first process could not be made.
     #[error("make the container's first process in new namespaces")]
     Fork(#[source] io::Error),
+    /// The ids of its user namespace could not be mapped.
+    #[error("map the ids of the container's user namespace: {0}")]
+    Ids(#[source] io::Error),
     /// The channel to it failed.
     #[error("talk to the container's first process")]
     Channel(#[source] io::Error),
+    /// It could not be written down.
+    #[error("write the container's state: {0}")]
+    Record(#[source] io::Error),
     /// Its first process failed, and says why.
     #[error("{0}")]
     Init(Failure),
     /// Its first process ended without a word: killed from outside, or by the kernel for lack of memory.
-    #[error("the container's first process ended before the program ran ({0})")]
+    #[error("the container's first process ended before the program ran ({0}; out of memory?)")]
     Died(ExitStatus),
 }
 
@@ -69,9 +97,15 @@ impl CreateError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Init(failure) => failure.kind,
-            Self::Threads | Self::Cgroup(_) | Self::Fork(_) | Self::Channel(_) | Self::Died(_) => {
-                FailureKind::Setup
-            }
+            Self::Threads
+            | Self::Config(_)
+            | Self::Cgroup(_)
+            | Self::Step(_)
+            | Self::Fork(_)
+            | Self::Ids(_)
+            | Self::Channel(_)
+            | Self::Record(_)
+            | Self::Died(_) => FailureKind::Setup,
         }
     }
 }
@@ -105,7 +139,8 @@ impl std::fmt::Display for ExitStatus {
     }
 }
 
-/// A container of this process. Dropping it kills what runs in it, waits for its end, and removes its cgroup.
+/// A container of this process, or a program executed in one. Dropping it kills what runs in it, waits for its end, and
+/// removes its cgroup, unless it was released.
 #[derive(Debug)]
 pub struct Container {
     pid: Pid,
@@ -113,24 +148,60 @@ pub struct Container {
     channel: Channel,
     terminal: Option<OwnedFd>,
     exit: Option<ExitStatus>,
+    released: bool,
     // After the process: its directories can be removed only when they are empty.
     cgroup: Option<Cgroup>,
 }
 
+/// How a container is made that outlives the process that makes it.
+pub struct Outliving<'a> {
+    /// A listening `SOCK_SEQPACKET` socket, on which [`start_over`] is answered.
+    pub listener: BorrowedFd<'a>,
+    /// Writes the container down; after it, the container may outlive this process.
+    pub record: &'a mut dyn FnMut(&mut Container) -> io::Result<()>,
+}
+
+impl std::fmt::Debug for Outliving<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outliving").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+/// Gives the specification's state of a container for hooks, from the number of its first process.
+pub type HookState<'a> = &'a dyn Fn(Pid) -> Vec<u8>;
+
 impl Container {
-    /// Makes the container up to the point where only the program itself is missing.
+    /// Makes the container up to the point where only the program itself is missing. It dies with this process.
     ///
     /// The process must have one thread; its signal mask does not matter. Nothing is left when this fails.
     ///
     /// # Errors
     /// What failed, in the parent or in any stage of the first process.
     pub fn create(config: &Config, stdio: Stdio) -> Result<Self, CreateError> {
+        let hierarchies = Hierarchies::discover()?;
+        let plan = config.cgroup.as_ref().map(|path| Plan::new(&hierarchies, path));
+        Self::create_with(config, stdio, &hierarchies, plan.as_ref(), &|_| b"{}".to_vec(), None)
+    }
+
+    /// As [`Self::create`], with a cgroup that was planned before, a state for hooks, and a life of its own if wanted.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_with(
+        config: &Config,
+        stdio: Stdio,
+        hierarchies: &Hierarchies,
+        plan: Option<&Plan>,
+        state: HookState<'_>,
+        outliving: Option<Outliving<'_>>,
+    ) -> Result<Self, CreateError> {
         if !sys::process::is_single_threaded().map_err(CreateError::Fork)? {
             return Err(CreateError::Threads);
         }
-        let hierarchies = Hierarchies::discover()?;
-        let cgroup = match &config.cgroup_name {
-            Some(name) => Some(Cgroup::create(&hierarchies, name, &config.device_rules)?),
+        let openings = Openings::new(config)?;
+        let prepared = Prepared::new(config)?;
+        let cgroup = match plan {
+            Some(plan) => Some(Cgroup::create(plan, &config.device_rules, &config.resources)?),
             None => None,
         };
         let mut config = config.clone();
@@ -141,41 +212,122 @@ impl Container {
             config.process.capabilities.remove(CapabilitySet::MKNOD);
             config.root_no_devices = true;
         }
+        let is_staged = join::is_staged(&config, &openings);
         let (ours, theirs) = Channel::pair().map_err(CreateError::Channel)?;
-        let forked = sys::process::fork_into(config.namespaces.at_birth()).map_err(CreateError::Fork)?;
-        let Forked::Parent { pid, pidfd } = forked else {
-            drop(ours);
-            init::run(&config, &hierarchies, stdio, theirs);
+        let birthplace = cgroup.as_ref().and_then(Cgroup::unified_descriptor);
+        let listener = outliving.as_ref().map(|outliving| outliving.listener);
+        let inheritance = Inheritance {
+            config: &config,
+            hierarchies,
+            prepared: &prepared,
+            openings: &openings,
+            stdio,
+            channel: theirs,
+            listener,
+            cgroup: birthplace.as_ref().map(AsFd::as_fd),
+            is_staged,
         };
-        drop((theirs, stdio));
-        let mut container = Self { pid, pidfd, channel: ours, terminal: None, exit: None, cgroup };
+        let (forked, is_born) = bear(&openings, inheritance)?;
+        let Forked::Parent { pid, pidfd } = forked else {
+            // The child never comes here.
+            return Err(CreateError::Fork(io::ErrorKind::Unsupported.into()));
+        };
+        drop((prepared, openings));
+        let mut container =
+            Self { pid, pidfd, channel: ours, terminal: None, exit: None, released: false, cgroup };
+        if is_staged {
+            container.await_birth(&config)?;
+        } else if config.namespaces.contains(Namespaces::USER) {
+            join::write_maps(pid, &config).map_err(CreateError::Ids)?;
+            container.say(&Message::Mapped)?;
+        }
         if let Some(cgroup) = &container.cgroup {
-            cgroup.place(pid)?;
+            cgroup.place(container.pid, is_born)?;
         }
         container.say(&Message::Placed)?;
-        container.await_ready()?;
+        container.await_ready(&config, state)?;
+        if let Some(Outliving { record, .. }) = outliving {
+            record(&mut container).map_err(CreateError::Record)?;
+            container.say(&Message::Release)?;
+            container.released = true;
+            if let Some(cgroup) = &mut container.cgroup {
+                cgroup.disown();
+            }
+        }
         Ok(container)
     }
 
-    fn say(&mut self, message: &Message) -> Result<(), CreateError> {
-        match self.channel.send(message, None) {
-            // It is gone, and has left its reason in the channel.
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => self.await_ready(),
+    /// Makes a container's value of a process that was made otherwise.
+    pub(super) fn of_process(pid: Pid, pidfd: OwnedFd, channel: Channel) -> Self {
+        Self { pid, pidfd, channel, terminal: None, exit: None, released: false, cgroup: None }
+    }
+
+    fn say(&self, message: &Message) -> Result<(), CreateError> {
+        self.say_with(message, None)
+    }
+
+    fn say_with(&self, message: &Message, descriptor: Option<BorrowedFd<'_>>) -> Result<(), CreateError> {
+        match self.channel.send(message, descriptor) {
+            // It has ended; what it said last is still to be heard.
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => Ok(()),
             result => result.map_err(CreateError::Channel),
         }
     }
 
-    fn await_ready(&mut self) -> Result<(), CreateError> {
-        let received = self.channel.receive().map_err(CreateError::Channel)?;
-        match received.message {
-            Some(Message::Ready) => {
-                self.terminal = received.descriptor;
-                Ok(())
+    /// It is where it belongs.
+    pub(super) fn placed(&self) -> Result<(), CreateError> {
+        self.say(&Message::Placed)
+    }
+
+    /// The process in between bears the first process, and ends.
+    fn await_birth(&mut self, config: &Config) -> Result<(), CreateError> {
+        loop {
+            let received = self.channel.receive().map_err(CreateError::Channel)?;
+            match received.message {
+                Some(Message::WantsIds) => {
+                    join::write_maps(self.pid, config).map_err(CreateError::Ids)?;
+                    self.say(&Message::Mapped)?;
+                }
+                Some(Message::Born { pid }) => {
+                    let (Some(pid), Some(pidfd)) = (Pid::from_raw(pid), received.descriptor) else {
+                        return Err(CreateError::Channel(io::ErrorKind::InvalidData.into()));
+                    };
+                    self.wait().map_err(CreateError::Channel)?;
+                    (self.pid, self.pidfd, self.exit) = (pid, pidfd, None);
+                    return Ok(());
+                }
+                other => return Err(self.unexpected(other)?),
             }
-            Some(Message::Failed(failure)) => Err(CreateError::Init(failure)),
-            Some(Message::Placed | Message::Start) | None => {
+        }
+    }
+
+    pub(super) fn await_ready(&mut self, config: &Config, state: HookState<'_>) -> Result<(), CreateError> {
+        loop {
+            let received = self.channel.receive().map_err(CreateError::Channel)?;
+            match received.message {
+                Some(Message::Ready) => {
+                    self.terminal = received.descriptor;
+                    return Ok(());
+                }
+                Some(Message::HooksDue) => {
+                    let state = state(self.pid);
+                    hooks::run_all("prestart", &config.hooks.prestart, &state)?;
+                    hooks::run_all("createRuntime", &config.hooks.create_runtime, &state)?;
+                    let file = hooks::memory_file(&state).map_err(CreateError::Channel)?;
+                    self.say_with(&Message::HooksDone, Some(file.as_fd()))?;
+                }
+                other => return Err(self.unexpected(other)?),
+            }
+        }
+    }
+
+    /// What an answer means that is none of those waited for.
+    fn unexpected(&mut self, message: Option<Message>) -> Result<CreateError, CreateError> {
+        match message {
+            Some(Message::Failed(failure)) => Ok(CreateError::Init(failure)),
+            _ => {
                 self.kill().map_err(CreateError::Channel)?;
-                Err(CreateError::Died(self.wait().map_err(CreateError::Channel)?))
+                Ok(CreateError::Died(self.wait().map_err(CreateError::Channel)?))
             }
         }
     }
@@ -185,14 +337,15 @@ impl Container {
     /// # Errors
     /// When it cannot be executed, or the last restrictions cannot be put in force.
     pub fn start(&mut self) -> Result<(), CreateError> {
-        self.say(&Message::Start)?;
-        let received = self.channel.receive().map_err(CreateError::Channel)?;
-        match received.message {
-            // The channel closes at exec.
-            None => Ok(()),
-            Some(Message::Failed(failure)) => Err(CreateError::Init(failure)),
-            Some(message) => Err(CreateError::Channel(io::Error::other(format!("unexpected {message:?}")))),
-        }
+        self.start_with(b"{}").map(|_| ())
+    }
+
+    /// As [`Self::start`], with the state for hooks; the listener of its filter comes back, where it has one.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(&mut self, state: &[u8]) -> Result<Option<OwnedFd>, CreateError> {
+        start_on(&self.channel, state)
     }
 
     /// The program's process, in the caller's pid namespace.
@@ -207,9 +360,20 @@ impl Container {
         self.pidfd.as_fd()
     }
 
+    /// True when the master of a terminal is there to be taken.
+    #[must_use]
+    pub fn has_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
     /// The master of its terminal, once.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
         self.terminal.take()
+    }
+
+    /// It is not killed when this is dropped.
+    pub fn release(&mut self) {
+        self.released = true;
     }
 
     /// Directories of its cgroup.
@@ -234,8 +398,10 @@ impl Container {
     /// # Errors
     /// Of the system call; a program that has ended is none.
     pub fn kill(&self) -> io::Result<()> {
-        if self.cgroup.as_ref().is_some_and(Cgroup::kill) {
-            return Ok(());
+        if let Some(cgroup) = &self.cgroup
+            && !cgroup.directories().is_empty()
+        {
+            return cgroup.kill().map_err(io::Error::other);
         }
         self.signal(libc::SIGKILL)
     }
@@ -292,15 +458,84 @@ impl Container {
     fn end(&mut self) -> io::Result<()> {
         if self.try_wait()?.is_none() {
             self.kill()?;
+            // Not in its cgroup yet, perhaps.
+            self.signal(libc::SIGKILL)?;
             self.wait()?;
         }
         Ok(())
     }
 }
 
+/// Has the container at the other end of `socket` run its program; returns when it has begun. The listener of its
+/// filter comes back, where it has one.
+///
+/// # Errors
+/// When the program cannot be executed, or the last restrictions cannot be put in force.
+pub fn start_over(socket: OwnedFd, state: &[u8]) -> Result<Option<OwnedFd>, CreateError> {
+    start_on(&Channel::from_socket(socket), state)
+}
+
+fn start_on(channel: &Channel, state: &[u8]) -> Result<Option<OwnedFd>, CreateError> {
+    let file = hooks::memory_file(state).map_err(CreateError::Channel)?;
+    match channel.send(&Message::Start, Some(file.as_fd())) {
+        Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+        result => result.map_err(CreateError::Channel)?,
+    }
+    let mut listener = None;
+    loop {
+        let received = channel.receive().map_err(CreateError::Channel)?;
+        match received.message {
+            // The channel closes at exec.
+            None => return Ok(listener),
+            Some(Message::Listener) => listener = received.descriptor,
+            Some(Message::Failed(failure)) => return Err(CreateError::Init(failure)),
+            Some(message) => {
+                return Err(CreateError::Channel(io::Error::other(format!("unexpected {message:?}"))));
+            }
+        }
+    }
+}
+
+/// Makes the first process, or the one in between. True with it when it is in its unified cgroup already.
+fn bear(openings: &Openings, inheritance: Inheritance<'_>) -> Result<(Forked, bool), CreateError> {
+    let config = inheritance.config;
+    let cgroup = inheritance.cgroup;
+    // The process in between does without: init alone is the container's.
+    let birth = match inheritance.is_staged {
+        true => Birth::default(),
+        false => Birth { namespaces: config.namespaces.at_birth(), cgroup, as_sibling: false },
+    };
+    let joins_pid = openings.has(Namespaces::PID) && !inheritance.is_staged;
+    // Only children enter it; this process's later children are to be where it is itself.
+    let own = match joins_pid {
+        true => Some(std::fs::File::open("/proc/self/ns/pid").map_err(CreateError::Fork)?),
+        false => None,
+    };
+    if joins_pid {
+        openings.enter(Namespaces::PID)?;
+    }
+    let forked = match sys::process::fork(birth) {
+        // Not the owner of the cgroup, or a kernel that cannot: it is placed like in the others.
+        Err(_) if birth.cgroup.is_some() => {
+            sys::process::fork(Birth { cgroup: None, ..birth }).map(|forked| (forked, false))
+        }
+        result => result.map(|forked| (forked, cgroup.is_some())),
+    };
+    let (forked, is_born) = match forked {
+        Ok((Forked::Child, _)) => init::run(inheritance),
+        result => result.map_err(CreateError::Fork)?,
+    };
+    if let Some(own) = own {
+        leave_pid_namespace(&own).map_err(CreateError::Fork)?;
+    }
+    Ok((forked, is_born))
+}
+
 impl Drop for Container {
     fn drop(&mut self) {
-        if let Err(error) = self.end() {
+        if !self.released
+            && let Err(error) = self.end()
+        {
             tracing::warn!(%error, pid = ?self.pid, "the container's first process may be left");
         }
     }

@@ -9,6 +9,9 @@ use rustix::fs::{Access, AtFlags, CWD, FileType};
 
 use crate::channel::FailureKind;
 
+/// Where programs are sought when the environment does not say, as with other runtimes.
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Why there is no program to execute.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NoProgram {
@@ -45,7 +48,9 @@ pub(super) fn find(name: &CString, environment: &[CString]) -> Result<CString, N
     }
     match denied {
         Some(error) => refused(FailureKind::NotExecutable, error.to_string(), error.raw_os_error()),
-        None => refused(FailureKind::NotFound, "not found in PATH".into(), Some(libc::ENOENT)),
+        None => {
+            refused(FailureKind::NotFound, "executable file not found in $PATH".into(), Some(libc::ENOENT))
+        }
     }
 }
 
@@ -60,13 +65,13 @@ pub(super) fn kind_of(error: &io::Error) -> FailureKind {
 fn executable(path: &Path) -> io::Result<()> {
     let stat = rustix::fs::stat(path)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        return Err(io::Error::from_raw_os_error(libc::EACCES));
     }
     Ok(rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?)
 }
 
 fn path_of(environment: &[CString]) -> &[u8] {
-    environment.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH=")).unwrap_or_default()
+    environment.iter().find_map(|entry| entry.as_bytes().strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH)
 }
 
 #[cfg(test)]

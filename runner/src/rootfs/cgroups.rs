@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use super::mounts::{attach, new_filesystem};
+use super::mounts::{attach, clone_tree, new_filesystem};
 use super::resolve::{Links, find_or_make_directory};
 use crate::cgroup::{Hierarchies, Hierarchy};
 use crate::config::MountConfig;
@@ -23,8 +23,12 @@ pub(super) fn mount(
     hierarchies: &Hierarchies,
 ) -> Result<OwnedFd, StepError> {
     let words = || format!("mount cgroups on {}", mount.destination.display());
-    if let [Hierarchy::Unified { .. }] = hierarchies.all() {
-        let fs = new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes)?;
+    if let [only @ Hierarchy::Unified { .. }] = hierarchies.all() {
+        let fs = new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes);
+        let fs = match or_shown(fs, only)? {
+            Some(fs) => fs,
+            None => new_filesystem("tmpfs", OsStr::new("tmpfs"), &[], mount.attributes)?,
+        };
         attach(&fs, target).doing(words)?;
         return Ok(fs);
     }
@@ -42,6 +46,22 @@ pub(super) fn mount(
             .doing(words)?;
     }
     Ok(tmpfs)
+}
+
+/// The new mount; where a user namespace may not make one, the machine's is shown instead, from the cgroup that the
+/// runtime is in, read-only. `None` where that cannot be seen: the directory stays empty.
+fn or_shown(made: Result<OwnedFd, StepError>, hierarchy: &Hierarchy) -> Result<Option<OwnedFd>, StepError> {
+    match made {
+        Err(error) if error.errno() == Some(libc::EPERM) => {
+            let Some(own) = hierarchy.own_directory() else { return Ok(None) };
+            let words = || format!("show cgroup {}", own.display());
+            let tree = clone_tree(own, false).doing(words)?;
+            let set = attribute::RDONLY | attribute::NOSUID | attribute::NODEV | attribute::NOEXEC;
+            mount_setattr(&tree, c"", false, MountAttr { set, ..MountAttr::default() }).doing(words)?;
+            Ok(Some(tree))
+        }
+        result => result.map(Some),
+    }
 }
 
 trait DoingFor<T> {
@@ -66,7 +86,7 @@ fn mount_one(
     let words = || format!("mount hierarchy {name:?}");
     let directory = find_or_make_directory(tmpfs, Path::new(&name), Links::Refuse).doing(words)?;
     let fs = match hierarchy {
-        Hierarchy::Unified { .. } => new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes)?,
+        Hierarchy::Unified { .. } => new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes),
         Hierarchy::Legacy { options, .. } => {
             let data: Vec<_> = options
                 .iter()
@@ -75,9 +95,10 @@ fn mount_one(
                     None => (option.clone(), None),
                 })
                 .collect();
-            new_filesystem("cgroup", OsStr::new("cgroup"), &data, mount.attributes)?
+            new_filesystem("cgroup", OsStr::new("cgroup"), &data, mount.attributes)
         }
     };
+    let Some(fs) = or_shown(fs, hierarchy)? else { return Ok(()) };
     attach(&fs, &directory).doing(words)?;
     if let Hierarchy::Legacy { options, .. } = hierarchy
         && options.len() > 1

@@ -11,37 +11,110 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::cgroups;
+use super::prepare::Prepared;
 use super::resolve::{Links, find_or_make_directory, find_or_make_file};
+use super::{cgroups, copy};
 use crate::cgroup::Hierarchies;
-use crate::config::mounts::Attributes;
+use crate::config::mounts::{Attributes, attribute};
 use crate::config::{MountConfig, MountKind};
 use crate::step::{Doing, StepError};
 use crate::sys::mount::{MountAttr, mount_setattr};
 
-/// Mounts all of `mounts` beneath `root`.
+/// What the mounts of a container need besides their list.
+pub(crate) struct Surroundings<'a> {
+    /// The machine's cgroups.
+    pub(crate) hierarchies: &'a Hierarchies,
+    /// Sources that were cloned by the parent, by the mount's place in the list.
+    pub(crate) prepared: &'a Prepared,
+    /// SELinux label of new filesystems.
+    pub(crate) label: Option<&'a str>,
+}
+
+/// Mounts all of `mounts` beneath `root`. `before_cgroups` is called before the first that depends on the process being
+/// in its cgroup.
 pub(crate) fn mount_all(
     root: impl AsFd,
     mounts: &[MountConfig],
-    hierarchies: &Hierarchies,
+    surroundings: &Surroundings<'_>,
+    before_cgroups: &mut dyn FnMut() -> Result<(), StepError>,
 ) -> Result<(), StepError> {
     let root = root.as_fd();
-    for mount in mounts {
+    for (index, mount) in mounts.iter().enumerate() {
+        if mount.remount {
+            remount(root, mount)?;
+            continue;
+        }
         match &mount.kind {
             MountKind::Filesystem { fstype, source, data } => {
                 let target = directory(root, mount, fstype)?;
-                let fs = new_filesystem(fstype, source, data, mount.attributes)?;
-                finish(&fs, &target, mount, true)?;
+                let mut data = data.clone();
+                if let Some(label) = surroundings.label
+                    && matches!(fstype.as_str(), "tmpfs" | "devpts" | "mqueue")
+                {
+                    data.push(("context".to_owned(), Some(label.to_owned())));
+                }
+                if fstype == "tmpfs" && !data.iter().any(|(name, _)| name == "mode") {
+                    data.push(("mode".to_owned(), Some(mode_of(&target, mount)?)));
+                }
+                match new_filesystem(fstype, source, &data, mount.attributes) {
+                    Ok(fs) => {
+                        if mount.copy_up {
+                            copy_up(&target, &fs, mount)?;
+                        }
+                        finish(&fs, &target, mount, true)?;
+                    }
+                    // Only the owner of the network namespace may make one; the machine's is shown read-only.
+                    Err(error) if fstype == "sysfs" && error.errno() == Some(libc::EPERM) => {
+                        let tree = clone_tree(Path::new("/sys"), true).doing(|| "bind /sys".into())?;
+                        let read_only = MountAttr { set: attribute::RDONLY, ..MountAttr::default() };
+                        mount_setattr(&tree, c"", true, read_only).doing(|| "make /sys read-only".into())?;
+                        attach(&tree, &target).doing(|| "attach /sys".into())?;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
-            MountKind::Bind { source, recursive } => bind(root, mount, source, *recursive)?,
+            MountKind::Bind { source, recursive } => {
+                let tree = match surroundings.prepared.tree(index) {
+                    Some(tree) => tree.try_clone(),
+                    None => clone_tree(source, *recursive),
+                };
+                let words = || format!("bind {} to {}", source.display(), mount.destination.display());
+                bind(root, mount, &tree.doing(words)?, words)?;
+            }
             MountKind::Cgroup => {
+                before_cgroups()?;
                 let target = directory(root, mount, "cgroup")?;
-                let fs = cgroups::mount(root, &target, mount, hierarchies)?;
+                let fs = cgroups::mount(root, &target, mount, surroundings.hierarchies)?;
                 set_recursive(&fs, mount)?;
             }
         }
     }
     Ok(())
+}
+
+/// A tmpfs has the mode of the directory that it covers.
+fn mode_of(target: &OwnedFd, mount: &MountConfig) -> Result<String, StepError> {
+    let stat = rustix::fs::fstat(target).doing(|| format!("look at {}", mount.destination.display()))?;
+    Ok(format!("{:o}", stat.st_mode & 0o7777))
+}
+
+fn copy_up(target: &OwnedFd, fs: &OwnedFd, mount: &MountConfig) -> Result<(), StepError> {
+    let words = || format!("copy {} to the filesystem mounted there", mount.destination.display());
+    // A read-only mount takes no copy: its attributes come after.
+    let writable = MountAttr { clear: attribute::RDONLY, ..MountAttr::default() };
+    mount_setattr(fs, c"", false, writable).doing(words)?;
+    copy::copy_tree(target, fs).doing(words)?;
+    let read_only = mount.attributes.set & attribute::RDONLY;
+    let attributes = MountAttr { set: read_only, ..MountAttr::default() };
+    mount_setattr(fs, c"", false, attributes).doing(words)
+}
+
+/// Changes the attributes of what is mounted at the place.
+fn remount(root: impl AsFd, mount: &MountConfig) -> Result<(), StepError> {
+    let words = || format!("change the attributes of mount {}", mount.destination.display());
+    let target = super::resolve::find(root, &mount.destination, Links::Follow).doing(words)?;
+    set_attributes(&target, mount.attributes).doing(words)?;
+    set_recursive(&target, mount)
 }
 
 /// Where a filesystem goes. /proc and /sys decide what masks and sysctls mean, so that no link of the image
@@ -90,16 +163,19 @@ fn explained(context: &OwnedFd, error: rustix::io::Errno) -> io::Error {
     }
 }
 
-fn bind(root: impl AsFd, mount: &MountConfig, source: &Path, recursive: bool) -> Result<(), StepError> {
-    let words = || format!("bind {} to {}", source.display(), mount.destination.display());
-    let tree = clone_tree(source, recursive).doing(words)?;
+fn bind(
+    root: impl AsFd,
+    mount: &MountConfig,
+    tree: &OwnedFd,
+    words: impl Fn() -> String,
+) -> Result<(), StepError> {
     let stat =
-        rustix::fs::statx(&tree, "", rustix::fs::AtFlags::EMPTY_PATH, StatxFlags::TYPE).doing(words)?;
+        rustix::fs::statx(tree, "", rustix::fs::AtFlags::EMPTY_PATH, StatxFlags::TYPE).doing(&words)?;
     let target = match FileType::from_raw_mode(stat.stx_mode.into()) {
         FileType::Directory => find_or_make_directory(root, &mount.destination, Links::Follow),
         _ => find_or_make_file(root, &mount.destination),
     };
-    finish(&tree, &target.doing(words)?, mount, false)
+    finish(tree, &target.doing(&words)?, mount, false)
 }
 
 /// A copy of the mount at `source`, mounted nowhere yet.
@@ -122,9 +198,7 @@ fn finish(from: &OwnedFd, target: &OwnedFd, mount: &MountConfig, is_new: bool) -
     let words = |what: &str| format!("{what} mount {}", mount.destination.display());
     // A new filesystem got its attributes when it was made.
     if !is_new && !mount.attributes.is_empty() {
-        let Attributes { set, clear } = mount.attributes;
-        mount_setattr(from, c"", false, MountAttr { set, clear, ..MountAttr::default() })
-            .doing(|| words("set attributes of"))?;
+        set_attributes(from, mount.attributes).doing(|| words("set attributes of"))?;
     }
     set_recursive(from, mount)?;
     attach(from, target).doing(|| words("attach"))?;
@@ -133,6 +207,20 @@ fn finish(from: &OwnedFd, target: &OwnedFd, mount: &MountConfig, is_new: bool) -
             .doing(|| words("set propagation of"))?;
     }
     Ok(())
+}
+
+/// A user namespace may not clear what the machine has set, nor change times of access. Words that would do so are
+/// left out there, as mount(8) and other runtimes do.
+fn set_attributes(from: &OwnedFd, attributes: Attributes) -> io::Result<()> {
+    let Attributes { set, clear } = attributes;
+    let attributes = MountAttr { set, clear, ..MountAttr::default() };
+    match mount_setattr(from, c"", false, attributes) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let set = set & !attribute::ATIME_MASK;
+            mount_setattr(from, c"", false, MountAttr { set, ..MountAttr::default() })
+        }
+        result => result,
+    }
 }
 
 fn set_recursive(from: &OwnedFd, mount: &MountConfig) -> Result<(), StepError> {

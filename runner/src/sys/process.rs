@@ -3,9 +3,11 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
+
+use crate::config::Scheduler;
 
 /// What [`fork_into`] returns, on either side.
 #[derive(Debug)]
@@ -21,24 +23,51 @@ pub(crate) enum Forked {
     Child,
 }
 
-/// `clone3(2)` without shared memory: a fork whose child is born in new namespaces (`CLONE_NEW*` bits).
+/// Of linux/sched.h; the C library's constant is too narrow.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// How a child is born.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Birth<'a> {
+    /// New namespaces (`CLONE_NEW*` bits).
+    pub(crate) namespaces: u64,
+    /// A cgroup of the unified hierarchy.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// The caller's parent becomes its parent.
+    pub(crate) as_sibling: bool,
+}
+
+/// A child born in new namespaces; see [`fork`].
+pub(crate) fn fork_into(namespaces: u64) -> io::Result<Forked> {
+    fork(Birth { namespaces, ..Birth::default() })
+}
+
+/// `clone3(2)` without shared memory: a fork whose child is born as `birth` says.
 ///
 /// The caller must have one thread only: another thread's locks (the allocator's among them) would stay
 /// locked in the child for ever. [`is_single_threaded`] tells.
-pub(crate) fn fork_into(namespaces: u64) -> io::Result<Forked> {
+pub(crate) fn fork(birth: Birth<'_>) -> io::Result<Forked> {
     let mut pidfd: RawFd = -1;
+    let mut flags = birth.namespaces | libc::CLONE_PIDFD as u64;
+    if birth.as_sibling {
+        flags |= libc::CLONE_PARENT as u64;
+    }
+    if birth.cgroup.is_some() {
+        flags |= CLONE_INTO_CGROUP;
+    }
     let arguments = libc::clone_args {
-        flags: namespaces | libc::CLONE_PIDFD as u64,
+        flags,
         pidfd: (&raw mut pidfd) as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        // A sibling has the signal of its new parent's other child.
+        exit_signal: if birth.as_sibling { 0 } else { libc::SIGCHLD as u64 },
         stack: 0,
         stack_size: 0,
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: 0,
+        cgroup: birth.cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
     };
     // SAFETY: the struct is live and of the size passed. Without CLONE_VM and with no stack the child
     // continues here on its own copy of all memory, as after fork.
@@ -107,16 +136,34 @@ pub(crate) fn set_close_on_exec_from(first: u32) -> io::Result<()> {
     close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
 }
 
-/// Closes every descriptor from `first` on, `keep` excepted.
+/// Closes every descriptor from `first` on, those of `keep` excepted.
 ///
 /// Owners of such descriptors in this process (`OwnedFd`, `File`) must not be used or dropped afterwards:
 /// for a child that will exec or exit only.
-pub(crate) fn close_from_except(first: u32, keep: impl AsFd) -> io::Result<()> {
-    let keep = keep.as_fd().as_raw_fd().unsigned_abs();
-    if keep > first {
-        close_range(first, keep - 1, 0)?;
+pub(crate) fn close_from_except(first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut next = first;
+    for fd in kept.into_iter().filter(|fd| *fd >= first) {
+        if fd > next {
+            close_range(next, fd - 1, 0)?;
+        }
+        next = fd.saturating_add(1);
     }
-    close_range(first.max(keep.saturating_add(1)), u32::MAX, 0)
+    close_range(next, u32::MAX, 0)
+}
+
+/// Has the descriptor with this number survive exec.
+pub(crate) fn keep_over_exec(number: i32) -> io::Result<()> {
+    // SAFETY: F_SETFD takes an integer and touches no memory; a number that is not open makes it fail with EBADF.
+    let result = unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// True when a descriptor of this number is open.
+pub(crate) fn is_open(number: i32) -> bool {
+    // SAFETY: F_GETFD takes no argument and touches no memory.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
 fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
@@ -144,4 +191,57 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
         )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Moves the calling process into the namespaces that `fd` stands for: a namespace's file, or (several `kinds` at
+/// once) a pidfd. It must have one thread only. A pid namespace is entered by its children.
+pub(crate) fn set_namespaces(fd: impl AsFd, kinds: u64) -> io::Result<()> {
+    let kinds = libc::c_int::try_from(kinds).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the descriptor is borrowed for the call, which touches no memory of this process.
+    let result = unsafe { libc::setns(fd.as_fd().as_raw_fd(), kinds) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets the execution domain.
+pub(crate) fn set_personality(persona: u64) -> io::Result<()> {
+    // SAFETY: the call takes an integer and touches no memory.
+    let result = unsafe { libc::personality(persona) };
+    if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets class and priority of the calling thread's disk I/O (`IOPRIO_PRIO_VALUE`).
+pub(crate) fn set_io_priority(value: i32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: the call takes integers; 0 is the calling thread.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets the scheduling policy of the calling thread.
+pub(crate) fn set_scheduler(scheduler: &Scheduler) -> io::Result<()> {
+    /// `struct sched_attr` of linux/sched/types.h, its first published size.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let Scheduler { policy, flags, nice, priority, runtime, deadline, period } = *scheduler;
+    let size = size_of::<Attributes>() as u32;
+    let attributes = Attributes { size, policy, flags, nice, priority, runtime, deadline, period };
+    // SAFETY: the struct is live, names its own size, and is only read; 0 is the calling thread.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Dead children go to this process, those of dead children too.
+pub(crate) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: PR_SET_CHILD_SUBREAPER takes an integer.
+    let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -44,6 +44,13 @@ pub(crate) fn reset_actions() {
     }
 }
 
+/// Ignores a signal, or has it do again what it does by default.
+pub(crate) fn ignore(signal: i32, ignored: bool) {
+    let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: neither action runs code of ours; for a number that cannot be changed the call fails without effect.
+    unsafe { libc::signal(signal, action) };
+}
+
 /// True when `signal` is ignored in this process.
 pub(crate) fn is_ignored(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();

@@ -1,0 +1,101 @@
+//! Reading the document: what is not valid JSON of its kind is told with the field's name.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use serde::de::DeserializeOwned;
+
+use super::ConfigError;
+
+/// Name of the document in a bundle.
+pub const FILE: &str = "config.json";
+/// A document is not longer than this, in bytes.
+const LENGTH_MAX: u64 = 16 << 20;
+
+/// Why there is no document.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// The file cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what the specification says.
+    #[error("{}: {source}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// The field and what is wrong with it.
+        source: ConfigError,
+    },
+}
+
+/// Reads the document of `bundle`: its text, and what it says.
+///
+/// # Errors
+/// When it cannot be read, or a field of it has the wrong type or an unknown word.
+pub fn read(bundle: &Path) -> Result<(Vec<u8>, Spec), DocumentError> {
+    let path = bundle.join(FILE);
+    let text = read_file(&path)?;
+    match parse(&text) {
+        Ok(spec) => Ok((text, spec)),
+        Err(source) => Err(DocumentError::Content { path, source }),
+    }
+}
+
+/// Reads another document, such as the process of `exec`.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_as<T: DeserializeOwned>(path: &Path) -> Result<T, DocumentError> {
+    parse(&read_file(path)?).map_err(|source| DocumentError::Content { path: path.to_owned(), source })
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, DocumentError> {
+    let failed = |source| DocumentError::Read { path: path.to_owned(), source };
+    if fs::metadata(path).map_err(failed)?.len() > LENGTH_MAX {
+        return Err(failed(io::Error::other("it is longer than any such document")));
+    }
+    fs::read(path).map_err(failed)
+}
+
+/// The document that `text` is.
+///
+/// # Errors
+/// The field that is wrong.
+pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigError> {
+    serde_json::from_slice(text).map_err(|error| {
+        // Slower, and only needed to say where.
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let located: Result<T, _> = serde_path_to_error::deserialize(&mut reader);
+        let field = match &located {
+            // The path of what ended before it had a name is a question mark.
+            Err(located) if !located.path().to_string().starts_with(['?', '.']) => located.path().to_string(),
+            _ => "document".to_owned(),
+        };
+        ConfigError::new(field, error.to_string())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_field_of_an_unknown_word_is_named() {
+        let json = r#"{"ociVersion":"1.0.2","process":{"cwd":"/","user":{"uid":0,"gid":0},
+                       "capabilities":{"bounding":["CAP_CHOWN","CAP_FLY"]}}}"#;
+        let error = parse::<Spec>(json.as_bytes()).unwrap_err();
+        assert!(error.field().starts_with("process.capabilities.bounding"), "{error}");
+        let json = r#"{"ociVersion":"1.0.2","linux":{"seccomp":{"defaultAction":"SCMP_ACT_SHRUG"}}}"#;
+        let error = parse::<Spec>(json.as_bytes()).unwrap_err();
+        assert_eq!(error.field(), "linux.seccomp.defaultAction");
+        let error = parse::<Spec>(b"{").unwrap_err();
+        assert_eq!(error.field(), "document");
+    }
+}

@@ -1,0 +1,216 @@
+//! Executing a program in a container that runs.
+//!
+//! One fork, as the runtime's child: into the container's cgroup first, then into all its namespaces in one `setns`
+//! by the descriptor of its first process. Until the program runs, nothing in the container may look at the child.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::panic::AssertUnwindSafe;
+
+use rustix::process::Pid;
+use rustix::thread::CpuSet;
+
+use super::console::Terminal;
+use super::identity::{self, Labels, confine, find_program};
+use super::init::{At, expect, expect_start, leave_parent, open_root};
+use super::parent::{Container, CreateError, Stdio};
+use super::{environment, program};
+use crate::cgroup::Cgroup;
+use crate::channel::{Channel, Failure, Message, Stage};
+use crate::config::{Config, Process};
+use crate::namespaces::{ALL, Namespaces};
+use crate::seccomp::Seccomp;
+use crate::step::{Doing, StepError};
+use crate::sys;
+use crate::sys::process::{Birth, Forked};
+
+/// What to execute, and where.
+#[derive(Debug)]
+pub struct Execution<'a> {
+    /// The program.
+    pub process: &'a Process,
+    /// Its system call filter.
+    pub seccomp: Option<&'a Seccomp>,
+    /// Number and descriptor of the container's first process.
+    pub target: (Pid, BorrowedFd<'a>),
+    /// The container's cgroup.
+    pub cgroup: &'a Cgroup,
+    /// So many descriptors from 3 on are handed on.
+    pub preserve_fds: u32,
+    /// Share the caller's session keyring.
+    pub no_new_keyring: bool,
+}
+
+/// Prepares the program up to the point where only it itself is missing. It dies with this process until it is
+/// released.
+///
+/// # Errors
+/// What failed, in the parent or in any stage of the child.
+pub fn execute(execution: &Execution<'_>, stdio: Stdio, config: &Config) -> Result<Container, CreateError> {
+    if !sys::process::is_single_threaded().map_err(CreateError::Fork)? {
+        return Err(CreateError::Threads);
+    }
+    let (target, pidfd) = execution.target;
+    let namespaces = foreign_namespaces(target).map_err(CreateError::Fork)?;
+    let (ours, theirs) = Channel::pair().map_err(CreateError::Channel)?;
+    let own = match namespaces.contains(Namespaces::PID) {
+        true => Some(fs::File::open("/proc/self/ns/pid").map_err(CreateError::Fork)?),
+        false => None,
+    };
+    if let Some(cpus) = &execution.process.exec_affinity.0 {
+        set_affinity(cpus)?;
+    }
+    if own.is_some() {
+        // Children only: this process stays where it is.
+        sys::process::set_namespaces(pidfd, Namespaces::PID.bits()).map_err(CreateError::Fork)?;
+    }
+    let birthplace = execution.cgroup.unified_descriptor();
+    let birth = Birth { cgroup: birthplace.as_ref().map(AsFd::as_fd), ..Birth::default() };
+    let (forked, is_born) = match sys::process::fork(birth) {
+        Err(_) if birth.cgroup.is_some() => (sys::process::fork(Birth::default()), false),
+        result => (result, birth.cgroup.is_some()),
+    };
+    let (pid, child) = match forked.map_err(CreateError::Fork)? {
+        Forked::Child => run(execution, namespaces, &stdio, &theirs),
+        Forked::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(theirs);
+    if let Some(own) = own {
+        leave_pid_namespace(&own).map_err(CreateError::Fork)?;
+    }
+    let mut container = Container::of_process(pid, child, ours);
+    execution.cgroup.place(pid, is_born)?;
+    container.placed()?;
+    container.await_ready(config, &|_| Vec::new())?;
+    Ok(container)
+}
+
+/// Children are born where this process is again. An ordinary user may not go back to a namespace of the machine's: then
+/// later children of this process are born in the container's too.
+pub(super) fn leave_pid_namespace(own: &fs::File) -> io::Result<()> {
+    match sys::process::set_namespaces(own, Namespaces::PID.bits()) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            tracing::debug!("this process's later children are born in the container's pid namespace");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// The namespaces in which that process is and this one is not.
+fn foreign_namespaces(target: Pid) -> io::Result<Namespaces> {
+    let target = target.as_raw_nonzero();
+    let mut foreign = Namespaces::empty();
+    for (namespace, name, _) in ALL {
+        let of = |process: &str| fs::metadata(format!("/proc/{process}/ns/{name}"));
+        let Ok(own) = of("self") else { continue };
+        let theirs = of(&target.to_string())?;
+        if (own.dev(), own.ino()) != (theirs.dev(), theirs.ino()) {
+            foreign |= namespace;
+        }
+    }
+    Ok(foreign)
+}
+
+fn set_affinity(cpus: &[usize]) -> Result<(), StepError> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu);
+    }
+    rustix::thread::sched_setaffinity(None, &set).doing(|| format!("run on CPUs {cpus:?}"))
+}
+
+fn run(execution: &Execution<'_>, namespaces: Namespaces, stdio: &Stdio, channel: &Channel) -> ! {
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let Err(failure) = become_program(execution, namespaces, stdio, channel);
+        // Without a parent there is nobody to tell.
+        channel.send(&Message::Failed(failure), None).ok();
+    }));
+    drop(outcome);
+    sys::process::exit_now(125)
+}
+
+fn become_program(
+    execution: &Execution<'_>,
+    namespaces: Namespaces,
+    stdio: &Stdio,
+    channel: &Channel,
+) -> Result<Infallible, Failure> {
+    let process = execution.process;
+    let (_, pidfd) = execution.target;
+    rustix::thread::set_name(c"layerfs:exec").ok();
+    leave_parent(stdio, execution.preserve_fds, &[channel.as_fd(), pidfd]).at(Stage::Namespaces)?;
+    rustix::process::setsid().doing(|| "begin a session".into()).at(Stage::Namespaces)?;
+    if !execution.no_new_keyring {
+        // As in init: where it cannot be, the default filter refuses what would use the shared one.
+        sys::process::new_session_keyring().ok();
+    }
+    expect(channel, &Message::Placed).at(Stage::Cgroup)?;
+    if let Some(cpus) = &process.exec_affinity.1 {
+        set_affinity(cpus).at(Stage::Cgroup)?;
+    }
+    let wanted = namespaces.difference(Namespaces::PID);
+    if !wanted.is_empty() {
+        sys::process::set_namespaces(pidfd, wanted.bits())
+            .doing(|| "join the container's namespaces".into())
+            .at(Stage::Namespaces)?;
+    }
+    // Entering a user namespace has changed it.
+    identity::forbid_looking().at(Stage::Namespaces)?;
+    let root = open_root().at(Stage::Root)?;
+    let terminal: Option<Terminal> = match process.terminal {
+        Some(size) => Some(Terminal::open(&root, size, process).at(Stage::Terminal)?),
+        None => None,
+    };
+    if let Some(adjustment) = process.oom_score_adj {
+        environment::set_oom_score(&root, adjustment).at(Stage::Environment)?;
+    }
+    let labels = Labels::open(&root, process).at(Stage::Privileges)?;
+    drop(root);
+    let master: Option<OwnedFd> = match terminal {
+        Some(terminal) => Some(terminal.make_controlling().at(Stage::Terminal)?),
+        None => None,
+    };
+    if namespaces.contains(Namespaces::USER) {
+        become_namespace_root().at(Stage::Privileges)?;
+    }
+    identity::become_user(process).at(Stage::Privileges)?;
+    let path = find_program(process)?;
+    channel
+        .send(&Message::Ready, master.as_ref().map(AsFd::as_fd))
+        .doing(|| "report to the parent".into())
+        .at(Stage::Exec)?;
+    drop(master);
+    expect_start(channel).at(Stage::Exec)?;
+    sys::process::set_close_on_exec_from(3 + execution.preserve_fds)
+        .doing(|| "close descriptors".into())
+        .at(Stage::Exec)?;
+    confine(process, execution.seccomp, labels, channel).at(Stage::Privileges)?;
+    sys::signal::ignore(libc::SIGHUP, false);
+    let error = sys::process::exec(&path, &process.args, &process.env);
+    Err(Failure {
+        stage: Stage::Exec,
+        kind: program::kind_of(&error),
+        words: format!("program {:?}: {error}", path.to_string_lossy()),
+        errno: error.raw_os_error(),
+    })
+}
+
+/// The ids of the machine mean nothing in the container's user namespace; its root, where it has one, may do the rest.
+fn become_namespace_root() -> Result<(), StepError> {
+    let words = || "become root of the container's user namespace".to_owned();
+    let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+    for result in
+        [rustix::thread::set_thread_res_gid(gid, gid, gid), rustix::thread::set_thread_res_uid(uid, uid, uid)]
+    {
+        match result {
+            // There is no such id in it.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(error).doing(words),
+        }
+    }
+    identity::forbid_looking()
+}

@@ -1,0 +1,166 @@
+//! Known ways out of a container, each refused.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use layerfs_tests::bundle::Bundles;
+use serde_json::json;
+
+#[test]
+fn the_runtimes_file_cannot_be_overwritten_through_proc_self_exe() {
+    let Some(bundles) = Bundles::own() else { return };
+    // The runtime becomes itself again, inside; its link to itself must not be open to writing.
+    let (id, _) = bundles.start("sleep 1000", |_| {});
+    let script = "for n in 1 2 3 4 5 6 7 8 9 10; do for p in /proc/[0-9]*; do \
+                  echo x 2>/dev/null >> $p/exe && echo written $(readlink $p/exe); done; done; true";
+    let before = fs::read(layerfs_tests::privilege::layerfs_binary().unwrap()).unwrap();
+    bundles.call(&["exec", &id, "/proc/self/exe", "--help"]);
+    let seen = bundles.well(&["exec", &id, "sh", "-c", script]);
+    assert!(!seen.contains("layerfs"), "{seen}");
+    symlink("/proc/self/exe", bundles.rootfs().join("bin/self")).unwrap();
+    fs::write(bundles.rootfs().join("bin/script"), "#!/proc/self/exe\n").unwrap();
+    bundles.call(&["exec", &id, "/bin/self", "--version"]);
+    assert!(before == fs::read(layerfs_tests::privilege::layerfs_binary().unwrap()).unwrap());
+}
+
+#[test]
+fn the_file_that_runs_is_on_a_read_only_mount_or_sealed() {
+    let Some(bundles) = Bundles::own() else { return };
+    // The first process of a created container is the runtime itself. While it runs, its file is busy, as any program's
+    // is; what keeps it from being written when it ends is where it runs from.
+    let id = bundles.id();
+    let bundle = bundles.bundle(&id, "true", |_| {});
+    bundles.well(&["create", "--bundle", bundle.to_str().unwrap(), &id]);
+    let pid = bundles.state(&id)["pid"].to_string();
+    let file = fs::File::open(format!("/proc/{pid}/exe")).unwrap();
+    let is_read_only =
+        rustix::fs::fstatvfs(&file).unwrap().f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    let is_sealed =
+        rustix::fs::fcntl_get_seals(&file).is_ok_and(|seals| seals.contains(rustix::fs::SealFlags::WRITE));
+    assert!(is_read_only || is_sealed, "the runtime's own file can be written through /proc/{pid}/exe");
+}
+
+#[test]
+fn no_descriptor_of_the_machine_is_open_inside() {
+    let Some(bundles) = Bundles::own() else { return };
+    let leak = fs::File::open("/").unwrap();
+    // Open in the runtime, not close-on-exec.
+    rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+    let (id, _) = bundles.start("sleep 1000", |_| {});
+    let list = "for p in 1 self; do ls /proc/$p/fd; readlink /proc/$p/cwd; readlink /proc/$p/root; done";
+    let seen = bundles.well(&["exec", &id, "sh", "-c", list]);
+    let numbers: Vec<u32> = seen.lines().filter_map(|line| line.parse().ok()).collect();
+    assert!(numbers.iter().all(|number| *number <= 3), "{seen}");
+    assert!(seen.lines().filter(|line| line.starts_with('/')).all(|line| line == "/"), "{seen}");
+}
+
+#[test]
+fn a_working_directory_that_is_a_descriptor_is_refused() {
+    let Some(bundles) = Bundles::own() else { return };
+    for number in 3..12 {
+        let cwd = format!("/proc/self/fd/{number}");
+        let output = bundles
+            .run("pwd; cat etc/hostname ../../etc/hostname", |spec| spec["process"]["cwd"] = json!(cwd));
+        assert_ne!(output.code, 0, "{cwd}: {output:?}");
+    }
+    let (id, _) = bundles.start("sleep 1000", |_| {});
+    for number in 3..12 {
+        let cwd = format!("/proc/self/fd/{number}");
+        let output = bundles.call(&["exec", "--cwd", &cwd, &id, "pwd"]);
+        assert_ne!(output.code, 0, "exec {cwd}: {output:?}");
+    }
+}
+
+#[test]
+fn proc_is_not_mounted_through_a_symlink() {
+    let Some(bundles) = Bundles::own() else { return };
+    let proc = bundles.rootfs().join("proc");
+    fs::remove_dir(&proc).unwrap();
+    symlink("/tmp", &proc).unwrap();
+    let output = bundles.run("true", |_| {});
+    assert_eq!(output.code, 125, "{output:?}");
+    assert!(output.stderr.contains("/proc"), "{output:?}");
+}
+
+#[test]
+fn mount_targets_lead_nowhere_else() {
+    let Some(bundles) = Bundles::own() else { return };
+    let outside = bundles.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    symlink(&outside, bundles.rootfs().join("absolute")).unwrap();
+    symlink("../../../../../../..", bundles.rootfs().join("climbing")).unwrap();
+    for target in ["/absolute/made", "/climbing/made"] {
+        bundles.run("true", |spec| {
+            let mount = json!({"destination": target, "type": "tmpfs", "source": "t"});
+            spec["mounts"].as_array_mut().unwrap().push(mount);
+        });
+    }
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "something was made outside of the root");
+    assert!(!std::path::Path::new("/made").exists());
+}
+
+#[test]
+fn devices_outside_of_the_list_can_be_made_but_not_used() {
+    let Some(bundles) = Bundles::own() else { return };
+    let seen = bundles.run_well(
+        "mknod /data/mem c 1 1 && ! dd if=/data/mem bs=1 count=1 2>/dev/null && echo kept out",
+        |_| {},
+    );
+    assert_eq!(seen, "kept out\n");
+}
+
+#[test]
+fn masks_cannot_be_taken_away() {
+    let Some(bundles) = Bundles::own() else { return };
+    let seen = bundles.run_well(
+        "umount /proc/keys 2>/dev/null && echo away; mount -t tmpfs t /proc/keys 2>/dev/null && echo over; \
+         mount -o remount,rw /proc/sys 2>/dev/null && echo writable; cat /proc/keys | wc -c",
+        |_| {},
+    );
+    assert_eq!(seen, "0\n");
+}
+
+#[test]
+fn cgroup_files_are_not_open_to_writing() {
+    let Some(bundles) = Bundles::own() else { return };
+    let seen = bundles.run_well(
+        "for f in $(ls -d /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/*/release_agent /sys/fs/cgroup/cgroup.procs \
+         2>/dev/null); do echo 1 2>/dev/null > $f && echo wrote $f; done; echo done",
+        |spec| {
+            let options = json!(["nosuid", "noexec", "nodev", "ro"]);
+            let mount = json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "c", "options": options});
+            spec["mounts"].as_array_mut().unwrap().push(mount);
+            spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "cgroup"}));
+        },
+    );
+    assert_eq!(seen, "done\n");
+}
+
+#[test]
+fn a_process_that_joins_cannot_be_looked_at() {
+    let Some(bundles) = Bundles::own() else { return };
+    // The waiting first process is such a one: an unprivileged look at its files must fail.
+    let id = bundles.id();
+    let bundle = bundles.bundle(&id, "true", |_| {});
+    bundles.well(&["create", "--bundle", bundle.to_str().unwrap(), &id]);
+    let pid = bundles.state(&id)["pid"].to_string();
+    let owner = |path: String| std::os::unix::fs::MetadataExt::uid(&fs::metadata(path).unwrap());
+    assert_eq!(owner(format!("/proc/{pid}/environ")), 0);
+    let (denied, environment) = layerfs_tests::privilege::as_user(0, 0, || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        (status.lines().any(|line| line.starts_with("CoreDumping:")), status)
+    });
+    assert!(denied, "{environment}");
+    // With a user namespace of its own, what is not dumpable belongs to the machine's root.
+    let id = bundles.id();
+    let bundle = bundles.bundle(&id, "true", |spec| {
+        let map = json!([{"containerID": 0, "hostID": 300_000, "size": 1000}]);
+        spec["linux"]["uidMappings"] = map.clone();
+        spec["linux"]["gidMappings"] = map;
+        spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        spec["linux"]["resources"] = json!({});
+    });
+    bundles.well(&["create", "--bundle", bundle.to_str().unwrap(), &id]);
+    let pid = bundles.state(&id)["pid"].to_string();
+    assert_eq!(owner(format!("/proc/{pid}/environ")), 0, "it is dumpable");
+}
