@@ -473,7 +473,7 @@ mod tests {
         assert!(ChainId::chain(&[]).is_empty());
     }
 
-    fn verify(content: &[u8], digest: Digest, size: Option<u64>) -> Result<u64, MismatchError> {
+    fn verify(content: &[u8], digest: Digest, size: Option<u64>) -> Result<u64, Box<MismatchError>> {
         let mut reader = VerifyingReader::new(content, digest, size);
         match io::copy(&mut reader, &mut io::sink()) {
             Ok(count) => {
@@ -483,7 +483,7 @@ mod tests {
             Err(error) => {
                 assert!(!reader.is_verified());
                 assert!(reader.read(&mut [0]).is_err(), "an error that vanished");
-                Err(error.get_ref().unwrap().downcast_ref::<MismatchError>().unwrap().clone())
+                Err(Box::new(error.get_ref().unwrap().downcast_ref::<MismatchError>().unwrap().clone()))
             }
         }
     }
@@ -495,12 +495,15 @@ mod tests {
         assert_eq!(verify(b"content", digest, None), Ok(7));
         assert_eq!(
             verify(b"conten", digest, Some(7)),
-            Err(MismatchError::Short { digest, expected: 7, found: 6 })
+            Err(Box::new(MismatchError::Short { digest, expected: 7, found: 6 }))
         );
-        assert_eq!(verify(b"content!", digest, Some(7)), Err(MismatchError::Long { digest, expected: 7 }));
+        assert_eq!(
+            verify(b"content!", digest, Some(7)),
+            Err(Box::new(MismatchError::Long { digest, expected: 7 }))
+        );
         assert_eq!(
             verify(b"cOntent", digest, Some(7)),
-            Err(MismatchError::Digest { expected: digest, found: Digest::of(b"cOntent") })
+            Err(Box::new(MismatchError::Digest { expected: digest, found: Digest::of(b"cOntent") }))
         );
     }
 
