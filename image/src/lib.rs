@@ -1,4 +1,7 @@
 //! Images: names, content store, layers, archives, registries. Knows nothing of mounts or namespaces.
 
+pub mod compression;
 pub mod digest;
 pub mod media_type;
+pub mod tar;
+pub mod layer;
