@@ -2,3 +2,4 @@
 
 pub mod digest;
 pub mod media_type;
+pub mod reference;
