@@ -2,6 +2,7 @@
 
 pub mod compression;
 pub mod digest;
-pub mod media_type;
-pub mod tar;
 pub mod layer;
+pub mod media_type;
+pub mod reference;
+pub mod tar;
