@@ -1,8 +1,14 @@
 //! Images: names, content store, layers, archives, registries. Knows nothing of mounts or namespaces.
 
 pub mod compression;
+pub mod config;
 pub mod digest;
+mod error;
 pub mod layer;
 pub mod media_type;
 pub mod reference;
+pub mod store;
 pub mod tar;
+pub mod time;
+
+pub use error::Error;

@@ -158,6 +158,11 @@ impl Unpacked {
         &self.warnings
     }
 
+    /// The form of the marks.
+    pub fn marks(&self) -> Marks {
+        self.marks
+    }
+
     /// True when the archive links to files that must be in a layer below.
     pub fn needs_lowers(&self) -> bool {
         !self.pending.is_empty()
