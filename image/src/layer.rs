@@ -13,6 +13,9 @@ mod remove;
 mod tree;
 mod unpack;
 
+pub(crate) use disk::{all_xattrs, copy_name_xattrs};
+pub(crate) use remove::list as list_directory;
+
 pub use changes::{Change, ChangeKind, changes};
 pub use disk::Marks;
 pub use index::{IndexFailure, IndexedObject, LayerIndexBuilder, LayerIndexer, ObjectStat, WithoutIndex};

@@ -25,6 +25,7 @@ mod names;
 pub use check::{CheckReport, Problem};
 pub use collect::Collected;
 pub use images::Image;
+pub(crate) use images::choose_from_index;
 pub use ingest::{IngestedLayer, LayerInput};
 pub use layers::{LayerHold, LayerRecord};
 pub use lock::UseLock;

@@ -261,3 +261,16 @@ pub(super) fn whiteout_name(marks: Marks, name: &CStr) -> CString {
 fn whiteout_file(name: &CStr) -> CString {
     CString::new([b".wh.", name.to_bytes()].concat()).unwrap_or_default()
 }
+
+/// All xattrs of an open object as they are on disk.
+pub(crate) fn all_xattrs(object: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    xattrs(Target::Open(object))
+}
+
+/// Gives the object `name` in `to` all xattrs of the one in `from`.
+pub(crate) fn copy_name_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    for (key, value) in xattrs(Target::Name(from, name))? {
+        set_xattr(Target::Name(to, name), &CString::new(key).map_err(|_| Errno::INVAL)?, &value)?;
+    }
+    Ok(())
+}

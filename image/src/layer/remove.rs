@@ -101,7 +101,7 @@ fn open(dir: BorrowedFd<'_>, name: &CString) -> Result<OwnedFd, Errno> {
 }
 
 /// Names in a directory and their types, where the filesystem tells them.
-pub(super) fn list(dir: BorrowedFd<'_>) -> Result<Vec<(CString, FileType)>, Errno> {
+pub(crate) fn list(dir: BorrowedFd<'_>) -> Result<Vec<(CString, FileType)>, Errno> {
     rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
     let mut buffer = Vec::with_capacity(32 * 1024);
     let spare: &mut [MaybeUninit<u8>] = buffer.spare_capacity_mut();

@@ -8,7 +8,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::{Session, Store, sync_directory};
-use crate::digest::{ChainId, DiffId};
+use crate::digest::{ChainId, DiffId, Digest};
 use crate::error::Error;
 use crate::layer::Stack;
 
@@ -128,5 +128,26 @@ impl Store {
             Err(error) => return Err(Error::io("put in place", &place)(error)),
         }
         sync_directory(&directory)
+    }
+
+    /// Publishes the layer of a commit: `directory` holds its tree, a copy of an upper.
+    pub(crate) fn place_committed(
+        &self,
+        session: &Session,
+        directory: &Path,
+        record: &LayerRecord,
+    ) -> Result<(), Error> {
+        let tree = directory.join("tree");
+        let file = File::open(&tree).map_err(Error::io("open", &tree))?;
+        rustix::fs::syncfs(&file).map_err(Error::io("sync", &tree))?;
+        self.indexer
+            .build(&tree, &directory.join("tree.layerfs-index"))
+            .map_err(|source| Error::Index { path: tree, source })?;
+        self.place_layer(session, directory, record)
+    }
+
+    /// Puts a finished file among the blobs. Its digest was computed while it was written, and it was synced.
+    pub(crate) fn place_finished_blob(&self, file: &Path, digest: &Digest) -> Result<(), Error> {
+        self.place_blob(file, digest)
     }
 }
