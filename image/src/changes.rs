@@ -25,7 +25,9 @@ pub fn apply(config: &mut Value, change: &str) -> Result<(), Error> {
             for (name, value) in pairs(rest).ok_or_else(|| bad("write ENV NAME=VALUE"))? {
                 let new = format!("{name}={value}");
                 let list = array(config, "Env");
-                list.retain(|item| item.as_str().and_then(|text| text.split_once('=')).is_none_or(|(n, _)| n != name));
+                list.retain(|item| {
+                    item.as_str().and_then(|text| text.split_once('=')).is_none_or(|(n, _)| n != name)
+                });
                 list.push(Value::String(new));
             }
         }
@@ -59,8 +61,10 @@ pub fn apply(config: &mut Value, change: &str) -> Result<(), Error> {
         "WORKDIR" => return Err(bad("the directory must be absolute")),
         "STOPSIGNAL" => config["StopSignal"] = rest.into(),
         _ => {
-            return Err(bad("instructions are CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, \
-                            VOLUME and WORKDIR"));
+            return Err(bad(
+                "instructions are CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, \
+                            VOLUME and WORKDIR",
+            ));
         }
     }
     Ok(())

@@ -161,7 +161,8 @@ fn whole_layer(store: &Store, session: &Session, upper: &Path, lower: &Path) -> 
     let (mut reader, writer) = io::pipe().map_err(Error::io("make a pipe for", lower))?;
     std::thread::scope(|scope| {
         let packing = scope.spawn(move || crate::layer::pack_merged(&stack, writer).map(|_| ()));
-        let input = crate::store::LayerInput { reader: &mut reader, blob: None, diff_id: None, keep_blob: true };
+        let input =
+            crate::store::LayerInput { reader: &mut reader, blob: None, diff_id: None, keep_blob: true };
         let ingested = store.ingest_layer(session, input);
         if ingested.is_err() {
             // Nobody reads any more: the packer's next write fails.

@@ -7,7 +7,7 @@ use oci_spec::image::{Descriptor, ImageManifest};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::digest::{Digest, DiffId};
+use crate::digest::{DiffId, Digest};
 use crate::error::Error;
 use crate::media_type;
 
@@ -160,9 +160,7 @@ pub fn descriptor(media_type: &str, size: u64, digest: &Digest) -> Result<Descri
 /// # Errors
 /// None that occur in practice.
 pub fn new_manifest(config: (Digest, u64), layers: &[(Digest, u64, &str)]) -> Result<Vec<u8>, Error> {
-    let layer = |&(digest, size, media_type): &(Digest, u64, &str)| {
-        serde_json::json!({ "mediaType": media_type, "digest": digest, "size": size })
-    };
+    let layer = |&(digest, size, media_type): &(Digest, u64, &str)| serde_json::json!({ "mediaType": media_type, "digest": digest, "size": size });
     let manifest = serde_json::json!({
         "schemaVersion": 2,
         "mediaType": media_type::OCI_MANIFEST,

@@ -70,7 +70,9 @@ impl Store {
             }
             return Ok(store);
         }
-        for (directory, mode) in [("", 0o711), ("blobs/sha256", 0o711), ("layers/sha256", 0o711), ("tmp", 0o700)] {
+        for (directory, mode) in
+            [("", 0o711), ("blobs/sha256", 0o711), ("layers/sha256", 0o711), ("tmp", 0o700)]
+        {
             let path = store.root.join(directory);
             fs::DirBuilder::new()
                 .recursive(true)

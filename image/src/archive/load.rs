@@ -78,7 +78,8 @@ fn docker_plans(source: &Source) -> Result<Vec<Plan>, Error> {
         let tags = item.repo_tags.unwrap_or_default();
         let names = tags.iter().map(|name| parse_name(name)).collect::<Result<_, _>>()?;
         let id = Digest::of(&config);
-        let is_it = |found: &&FoundManifest| config::digest_of(found.manifest.config()).is_ok_and(|d| d == id);
+        let is_it =
+            |found: &&FoundManifest| config::digest_of(found.manifest.config()).is_ok_and(|d| d == id);
         plans.push(match manifests.iter().find(is_it) {
             Some(found) => Plan {
                 config,
@@ -203,7 +204,10 @@ fn take_in(store: &Store, session: &Session, source: &Source, plan: Plan) -> Res
     let diff_ids = &config.rootfs.diff_ids;
     if plan.layers.len() != diff_ids.len() {
         let (layers, ids) = (plan.layers.len(), diff_ids.len());
-        return Err(Error::document("the archive", format!("an image has {layers} layers, its config {ids}")));
+        return Err(Error::document(
+            "the archive",
+            format!("an image has {layers} layers, its config {ids}"),
+        ));
     }
     let wanted: Vec<WantedLayer> = (plan.layers.iter().zip(diff_ids))
         .map(|((_, blob), diff_id)| WantedLayer { diff_id: *diff_id, blob: *blob })

@@ -158,7 +158,11 @@ pub fn copy_layer<W: Write>(store: &Store, image: &Image, at: usize, out: W) -> 
         }
     } else {
         let diff_ids = image.diff_ids().get(..=at).unwrap_or_default();
-        if diff_ids.last().and_then(|diff_id| store.layer(diff_id)).is_none_or(|layer| layer.packed_size.is_none()) {
+        if diff_ids
+            .last()
+            .and_then(|diff_id| store.layer(diff_id))
+            .is_none_or(|layer| layer.packed_size.is_none())
+        {
             return Err(Error::MissingBlob(digest));
         }
         writer = pack_changes(&store.stack(diff_ids)?, writer)?;

@@ -67,7 +67,10 @@ impl Read for Section {
         }
         let len = self.file.read_at(&mut buffer[..len], self.at)?;
         if len == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of a file"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the archive ends in the middle of a file",
+            ));
         }
         self.at += len as u64;
         self.left -= len as u64;

@@ -108,10 +108,8 @@ pub(super) fn apply(
 ) -> Result<Vec<Vec<u8>>, Errno> {
     let mut refused = Vec::new();
     if marks.overrides {
-        let value = format!(
-            "{}:{}:0{:o}:{}",
-            attributes.uid, attributes.gid, attributes.mode, attributes.type_word
-        );
+        let value =
+            format!("{}:{}:0{:o}:{}", attributes.uid, attributes.gid, attributes.mode, attributes.type_word);
         set_xattr(target, OVERRIDE_STAT, value.as_bytes())?;
     } else {
         let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
@@ -156,7 +154,9 @@ fn timespec((seconds, nanoseconds): Timestamp) -> Timespec {
 pub(super) fn set_xattr(target: Target<'_>, name: &CStr, value: &[u8]) -> Result<(), Errno> {
     match target {
         Target::Open(fd) => rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()),
-        Target::Name(dir, file) => rustix::fs::lsetxattr(proc_path(dir, file), name, value, XattrFlags::empty()),
+        Target::Name(dir, file) => {
+            rustix::fs::lsetxattr(proc_path(dir, file), name, value, XattrFlags::empty())
+        }
     }
 }
 

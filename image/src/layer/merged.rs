@@ -201,7 +201,14 @@ impl Stack {
                     let below = MergedDirectory { parts: directory.parts[at + 1..].to_vec() };
                     let data = self.data_source(target, kind, below, name)?;
                     let holder = part.clone();
-                    found = Some(MergedObject { name: c_name.clone(), holder, stat, kind, directory: None, data });
+                    found = Some(MergedObject {
+                        name: c_name.clone(),
+                        holder,
+                        stat,
+                        kind,
+                        directory: None,
+                        data,
+                    });
                 }
                 break;
             }
@@ -209,8 +216,14 @@ impl Stack {
             let inner = Part { layer: part.layer, fd };
             if found.is_none() {
                 let holder = part.clone();
-                found =
-                    Some(MergedObject { name: c_name.clone(), holder, stat, kind, directory: None, data: None });
+                found = Some(MergedObject {
+                    name: c_name.clone(),
+                    holder,
+                    stat,
+                    kind,
+                    directory: None,
+                    data: None,
+                });
             }
             let opaque = self.is_opaque(&inner)? || hides().is_ok();
             let redirect = if opaque { None } else { self.mark(inner.target(), "redirect")? };

@@ -36,7 +36,9 @@ pub enum PackError {
         source: io::Error,
     },
     /// A name that would be read as a whiteout.
-    #[error("{path:?} cannot be kept in a layer: names that begin with `.wh.` mean removals there; rename it")]
+    #[error(
+        "{path:?} cannot be kept in a layer: names that begin with `.wh.` mean removals there; rename it"
+    )]
     Name {
         /// Name within the tree.
         path: String,
@@ -107,9 +109,9 @@ impl<'a, W: Write> Packer<'a, W> {
     /// What the topmost layer has of a directory.
     fn changes(&mut self, directory: &MergedDirectory, path: &[u8]) -> Result<(), PackError> {
         let Some(top) = directory.top() else { return Ok(()) };
-        let top = top.try_clone_to_owned().map_err(|error| {
-            read("open", path, Errno::from_io_error(&error).unwrap_or(Errno::IO))
-        })?;
+        let top = top
+            .try_clone_to_owned()
+            .map_err(|error| read("open", path, Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
         let mut names: Vec<Vec<u8>> = list(top.as_fd())
             .map_err(|source| read("list", path, source))?
             .into_iter()
@@ -129,7 +131,8 @@ impl<'a, W: Write> Packer<'a, W> {
             if name.starts_with(b".wh.") {
                 return Err(PackError::Name { path: lossy(&path) });
             }
-            let found = self.stack.child(directory, &name).map_err(|source| read("look up", &path, source))?;
+            let found =
+                self.stack.child(directory, &name).map_err(|source| read("look up", &path, source))?;
             match found {
                 Some(object) if object.is_top() => self.changed(&object, &path, &top, &name)?,
                 // A whiteout of what the layers below have, or of nothing.

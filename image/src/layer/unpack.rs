@@ -220,7 +220,9 @@ impl Unpacked {
             EntryKind::File => self.file(parent, name, entry, reader),
             EntryKind::HardLink => self.hard_link(parent, name, entry),
             EntryKind::Symlink => self.symlink(parent, name, entry),
-            EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Fifo => self.special(parent, name, entry),
+            EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Fifo => {
+                self.special(parent, name, entry)
+            }
         }
     }
 
@@ -352,7 +354,8 @@ impl Unpacked {
         if entry.link.is_empty() {
             return Err(refused("a symlink without target"));
         }
-        let target = CString::new(entry.link.as_slice()).map_err(|_| refused("a symlink with a NUL in its target"))?;
+        let target =
+            CString::new(entry.link.as_slice()).map_err(|_| refused("a symlink with a NUL in its target"))?;
         let dir = self.fd(parent)?;
         let c_name = self.c_name(parent, name)?;
         let inode = self.tree.add_inode(Kind::Symlink(entry.link.as_slice().into()));
@@ -649,7 +652,10 @@ impl Unpacked {
             }
             EntryKind::Symlink => self.symlink(parent, &name, &entry)?,
             EntryKind::Directory | EntryKind::HardLink => {
-                return Err(UnpackError::Refused { path: lossy(&entry.path), what: "a hard link to a directory" });
+                return Err(UnpackError::Refused {
+                    path: lossy(&entry.path),
+                    what: "a hard link to a directory",
+                });
             }
             EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Fifo => {
                 self.special(parent, &name, &entry)?;

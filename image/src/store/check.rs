@@ -66,8 +66,9 @@ impl Store {
             let directory = self.root.join("blobs").join(algorithm.name());
             for (path, digest) in digests_in(&directory, algorithm)? {
                 report.blobs += 1;
-                let verified = fs::File::open(&path)
-                    .and_then(|file| io::copy(&mut VerifyingReader::new(file, digest, None), &mut io::sink()));
+                let verified = fs::File::open(&path).and_then(|file| {
+                    io::copy(&mut VerifyingReader::new(file, digest, None), &mut io::sink())
+                });
                 let Err(error) = verified else { continue };
                 let what = format!("blob {digest} is damaged: {error}");
                 if repair {
@@ -141,7 +142,10 @@ impl Store {
         }
         for diff_id in &reached.layers {
             if self.layer(diff_id).is_none() && !rebuild.contains(diff_id) {
-                report.add(format!("layer {diff_id} is not unpacked"), repair.then_some("unpacked from its blob"));
+                report.add(
+                    format!("layer {diff_id} is not unpacked"),
+                    repair.then_some("unpacked from its blob"),
+                );
             }
         }
         Ok(rebuild)

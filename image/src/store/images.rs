@@ -121,7 +121,8 @@ impl Store {
                 None => all.iter().find(|image| image.names.contains(&full)),
                 Some(digest) => {
                     let repo_digest = reference.with_digest(*digest).to_string();
-                    let tagged = reference.tag().map(|_| full.split('@').next().unwrap_or_default().to_owned());
+                    let tagged =
+                        reference.tag().map(|_| full.split('@').next().unwrap_or_default().to_owned());
                     all.iter().find(|image| {
                         image.repo_digests.contains(&repo_digest)
                             && tagged.as_ref().is_none_or(|tag| image.names.contains(tag))

@@ -166,13 +166,19 @@ impl Store {
             match descriptors.iter().filter(of_this).count() {
                 0 => descriptors.push(new),
                 // A name replaces the nameless entry.
-                _ if descriptors.iter().filter(of_this).any(|d| annotation(d, REF_NAME).is_some()) => descriptors
-                    .retain(|d| digest_of(d) != Some(manifest) || annotation(d, REF_NAME).is_some()),
+                _ if descriptors.iter().filter(of_this).any(|d| annotation(d, REF_NAME).is_some()) => {
+                    descriptors
+                        .retain(|d| digest_of(d) != Some(manifest) || annotation(d, REF_NAME).is_some())
+                }
                 _ => {}
             }
             let joined = repo_digests.into_iter().collect::<Vec<_>>().join(",");
             for descriptor in descriptors.iter_mut().filter(|d| digest_of(d) == Some(manifest)) {
-                set_annotation(descriptor, REPO_DIGESTS, Some(joined.clone()).filter(|text| !text.is_empty()));
+                set_annotation(
+                    descriptor,
+                    REPO_DIGESTS,
+                    Some(joined.clone()).filter(|text| !text.is_empty()),
+                );
             }
             Ok(())
         })
@@ -209,7 +215,8 @@ impl Store {
         self.change_index(|descriptors| {
             for descriptor in descriptors.iter_mut().filter(|d| digest_of(d).as_ref() == Some(manifest)) {
                 let digests = annotation(descriptor, REPO_DIGESTS).unwrap_or_default();
-                let left: Vec<&str> = digests.split(',').filter(|d| *d != repo_digest && !d.is_empty()).collect();
+                let left: Vec<&str> =
+                    digests.split(',').filter(|d| *d != repo_digest && !d.is_empty()).collect();
                 let left = left.join(",");
                 set_annotation(descriptor, REPO_DIGESTS, Some(left).filter(|text| !text.is_empty()));
             }
@@ -223,7 +230,8 @@ fn take_names(descriptors: &mut Vec<Value>, names: &[String], keeper: Option<&Di
     let mut at = 0;
     while at < descriptors.len() {
         let digest = digest_of(&descriptors[at]);
-        let taken = annotation(&descriptors[at], REF_NAME).is_some_and(|n| names.iter().any(|name| name == n));
+        let taken =
+            annotation(&descriptors[at], REF_NAME).is_some_and(|n| names.iter().any(|name| name == n));
         if !taken || digest.as_ref() == keeper && keeper.is_some() {
             at += 1;
             continue;

@@ -105,7 +105,8 @@ impl<R: BufRead> TarReader<R> {
                 _ => {
                     let mut entry = self.entry(&header, size, &pax)?;
                     // GNU's names are overridden by PAX as everywhere.
-                    if let Some(name) = long_name.filter(|_| pax.path.is_none() && pax.sparse.name.is_none()) {
+                    if let Some(name) = long_name.filter(|_| pax.path.is_none() && pax.sparse.name.is_none())
+                    {
                         entry.path = name;
                         entry.kind = kind_of(&header, &entry.path)?;
                     }
@@ -317,9 +318,8 @@ impl<R: BufRead> TarReader<R> {
                 if !self.read_block(&mut block)? {
                     return Err(TarError::Truncated("a sparse map"));
                 }
-                pieces.extend(
-                    sparse_pieces(&block[..504]).ok_or_else(|| field("a sparse map that is none"))?,
-                );
+                pieces
+                    .extend(sparse_pieces(&block[..504]).ok_or_else(|| field("a sparse map that is none"))?);
                 more = block[504] != 0;
                 if pieces.len() as u64 > limits.pieces {
                     return Err(limit(&entry.path, "the number of its pieces", limits.pieces));
@@ -391,12 +391,7 @@ impl<R: BufRead> TarReader<R> {
 }
 
 /// Pieces rise, lie within the file, and have all the data there is.
-fn check_pieces(
-    entry: &Entry,
-    pieces: &[(u64, u64)],
-    data: u64,
-    limits: TarLimits,
-) -> Result<(), TarError> {
+fn check_pieces(entry: &Entry, pieces: &[(u64, u64)], data: u64, limits: TarLimits) -> Result<(), TarError> {
     let field = |what: &str| TarError::Field { path: lossy(&entry.path), what: what.into() };
     if pieces.len() as u64 > limits.pieces {
         let path = lossy(&entry.path);

@@ -182,7 +182,8 @@ mod tests {
         entry.mtime = (1_700_000_000, 123_456_789);
         entry.uid = 0o7777777;
         entry.gid = 3_000_000_000;
-        entry.xattrs = vec![(b"security.capability".to_vec(), vec![0, 1, b'\n', 255]), (b"user.a".to_vec(), vec![])];
+        entry.xattrs =
+            vec![(b"security.capability".to_vec(), vec![0, 1, b'\n', 255]), (b"user.a".to_vec(), vec![])];
         assert_eq!(round(&entry, &[7; 700]), (entry.clone(), vec![7; 700]));
         entry.path = [b"\xff/".repeat(200), b"n".repeat(255)].concat();
         entry.mtime = (-5, 1);
