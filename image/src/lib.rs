@@ -3,3 +3,4 @@
 pub mod digest;
 pub mod media_type;
 pub mod reference;
+pub mod registry;
