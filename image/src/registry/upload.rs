@@ -16,6 +16,8 @@ use crate::digest::Digest;
 
 /// Size of the pieces that follow a failure, if nothing else was asked for.
 const RESUMED_CHUNK: u64 = 32 << 20;
+/// So many repositories are tried as the source of a mount.
+const MAX_MOUNTS: usize = 4;
 const OCTETS: &str = "application/octet-stream";
 
 /// Content to be uploaded. It may be opened several times, from any byte on.
@@ -117,13 +119,14 @@ impl Repository {
     ) -> Result<Uploaded, RegistryError> {
         let spot = self.home();
         let subject = format!("push of blob {digest} to {}", self.name());
-        let mut scopes = vec![Scope::Push(spot.repository.clone())];
+        let scopes = vec![Scope::Push(spot.repository.clone())];
         if self.exists(&spot, digest, &scopes, &subject)? {
             progress(size);
             return Ok(Uploaded::Existed);
         }
-        let mut session = None;
-        for from in mount_from.iter().filter(|from| **from != spot.repository) {
+        let mut session: Option<Session> = None;
+        let others = mount_from.iter().filter(|from| **from != spot.repository);
+        for from in others.take(MAX_MOUNTS) {
             let scopes = [Scope::Push(spot.repository.clone()), Scope::Pull(from.clone())];
             let query = format!("?mount={}&from={}", escape(&digest.to_string()), escape(from));
             let reply = match self.begin(&spot, &query, &scopes, &subject) {
@@ -134,18 +137,22 @@ impl Repository {
             };
             match reply.answer.status {
                 201 => {
+                    if let Some(begun) = session {
+                        self.cancel(&spot, begun, &scopes, &subject);
+                    }
                     progress(size);
                     return Ok(Uploaded::Mounted);
                 }
-                // Not mounted; the registry has begun an upload instead.
+                // Not mounted; the registry has begun an upload instead. One is enough.
                 202 => {
-                    session = Some(started(reply.answer, &subject)?);
-                    break;
+                    let begun = started(reply.answer, &subject)?;
+                    if let Some(before) = session.replace(begun) {
+                        self.cancel(&spot, before, &scopes, &subject);
+                    }
                 }
                 _ => {}
             }
         }
-        scopes.dedup();
         let chunk = self.client().options().chunk_size;
         let mut upload =
             Upload { spot, scopes, subject: &subject, digest, size, source: &source, progress, chunk };
@@ -167,6 +174,18 @@ impl Repository {
             200 => Ok(true),
             404 => Ok(false),
             _ => Err(reply.into_error(subject)),
+        }
+    }
+
+    /// Tells the registry that an upload will not go on. It forgets those that it is not told of, too, but later.
+    fn cancel(&self, spot: &Spot, session: Session, scopes: &[Scope], subject: &str) {
+        let call = Call {
+            method: Method::DELETE,
+            target: Target::Url(session.url),
+            ..Call::get(String::new(), &spot.repository, scopes, subject)
+        };
+        if let Err(error) = spot.service.send(call) {
+            tracing::debug!(%error, "an upload that is not needed stays behind");
         }
     }
 
@@ -281,18 +300,10 @@ impl Upload<'_> {
                 Ok(Step::More)
             }
             // The token ended on the way, the piece is not where the registry is, or it is too large for a proxy.
-            401 | 416 | 413 | 404 | 400 => {
-                let denied = reply.answer.status == 401;
-                let error = reply.into_error(self.subject);
-                if denied { Ok(Step::Lost(error)) } else { Ok(self.lost_once(error)) }
-            }
+            401 | 416 | 413 | 404 | 400 => Ok(Step::Lost(reply.into_error(self.subject))),
             status if is_passing(status) => Ok(Step::Lost(reply.into_error(self.subject))),
             _ => Err(reply.into_error(self.subject)),
         }
-    }
-
-    fn lost_once(&self, error: RegistryError) -> Step {
-        Step::Lost(error)
     }
 
     /// Asks the registry how much it has. False when the upload is to begin anew.
