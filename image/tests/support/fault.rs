@@ -32,7 +32,8 @@ impl Request {
     /// At most `limit` bytes of the body; fewer if the client goes away.
     pub(crate) fn body(&mut self, limit: usize) -> Vec<u8> {
         let mut body = Vec::new();
-        (&mut self.stream).take(self.content_length().min(limit) as u64).read_to_end(&mut body).ok();
+        let len = self.content_length().min(limit) as u64;
+        (&mut self.stream).take(len).read_to_end(&mut body).ok();
         body
     }
 }
