@@ -16,3 +16,4 @@ pub mod tar;
 pub mod time;
 
 pub use error::Error;
+pub mod registry;
