@@ -5,6 +5,7 @@ pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod man;
 pub(crate) mod mount;
+pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod umount;
 pub(crate) mod version;

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::digest::{Digest, DigestError};
 use crate::layer::{IndexFailure, PackError, UnpackError};
+use crate::registry::RegistryError;
 use crate::tar::TarError;
 
 /// Any failure of this crate's store and archives.
@@ -103,6 +104,9 @@ pub enum Error {
     /// An archive that is not in order.
     #[error("archive")]
     Archive(#[from] TarError),
+    /// A registry.
+    #[error(transparent)]
+    Registry(#[from] Box<RegistryError>),
     /// Something that this program does not do.
     #[error("{0}")]
     Unsupported(String),
@@ -138,5 +142,11 @@ impl Error {
     /// A document that makes no sense.
     pub(crate) fn document(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Document { what: what.into(), why: why.into() }
+    }
+}
+
+impl From<RegistryError> for Error {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
     }
 }

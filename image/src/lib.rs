@@ -11,9 +11,10 @@ pub mod fetch;
 pub mod layer;
 pub mod media_type;
 pub mod reference;
+pub mod registry;
 pub mod store;
 pub mod tar;
 pub mod time;
+pub mod transfer;
 
 pub use error::Error;
-pub mod registry;

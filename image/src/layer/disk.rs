@@ -170,14 +170,17 @@ pub(super) fn xattrs(target: Target<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errn
         Target::Open(fd) => rustix::fs::flistxattr(fd, buffer),
         Target::Name(..) => rustix::fs::llistxattr(&path, buffer),
     };
-    // Nearly everything has none.
-    let len = match list(&mut []) {
-        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-        Ok(len) => len,
-        Err(errno) => return Err(errno),
+    // Nearly everything has none, or few.
+    let mut names = vec![0; 256];
+    let len = loop {
+        match list(&mut names) {
+            Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            Ok(len) => break len,
+            // XATTR_LIST_MAX of linux/limits.h.
+            Err(Errno::RANGE) if names.len() < 65536 => names = vec![0; 65536],
+            Err(errno) => return Err(errno),
+        }
     };
-    let mut names = vec![0; len];
-    let len = list(&mut names)?;
     let mut found = Vec::new();
     let mut value = vec![0; 65536];
     for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
