@@ -6,6 +6,8 @@
 
 mod header;
 mod pax;
+#[cfg(test)]
+mod proptests;
 mod read;
 mod write;
 

@@ -93,7 +93,10 @@ pub fn pull(
     let config = Config::parse(&config_bytes)?;
     if config.rootfs.diff_ids.len() != parsed.layers().len() {
         let (layers, ids) = (parsed.layers().len(), config.rootfs.diff_ids.len());
-        return Err(Error::document("the image", format!("its manifest has {layers} layers and its config {ids}")));
+        return Err(Error::document(
+            "the image",
+            format!("its manifest has {layers} layers and its config {ids}"),
+        ));
     }
     let mut wanted = Vec::new();
     for (at, (layer, diff_id)) in parsed.layers().iter().zip(&config.rootfs.diff_ids).enumerate() {
@@ -276,18 +279,17 @@ fn push_layer(
     let Some(descriptor) = image.manifest.layers().get(at) else { return Ok(()) };
     let digest = config::digest_of(descriptor)?;
     let source = LayerSource { store, session, image, at, digest, packed: Mutex::new(None) };
-    let uploaded = repository.push_blob(
-        &digest,
-        descriptor.size(),
-        &source,
-        mount_from,
-        &mut |bytes| progress.advance(at, bytes),
-    )?;
-    progress.end(at, match uploaded {
-        Uploaded::Existed => LayerEnd::Known,
-        Uploaded::Mounted => LayerEnd::Mounted,
-        Uploaded::Sent => LayerEnd::Transferred,
-    });
+    let uploaded = repository.push_blob(&digest, descriptor.size(), &source, mount_from, &mut |bytes| {
+        progress.advance(at, bytes)
+    })?;
+    progress.end(
+        at,
+        match uploaded {
+            Uploaded::Existed => LayerEnd::Known,
+            Uploaded::Mounted => LayerEnd::Mounted,
+            Uploaded::Sent => LayerEnd::Transferred,
+        },
+    );
     Ok(())
 }
 

@@ -8,9 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 use layerfs_image::reference::{DEFAULT_REGISTRY, Reference};
-use layerfs_image::registry::{
-    Client, ClientOptions, Credentials, Platform, RegistryError, SearchFilter,
-};
+use layerfs_image::registry::{Client, ClientOptions, Credentials, Platform, RegistryError, SearchFilter};
 use layerfs_image::transfer::{self, Progress, Silent};
 
 use self::progress::Bars;
@@ -113,8 +111,8 @@ pub(crate) fn pull(args: PullArgs) -> anyhow::Result<ExitCode> {
             }
             let bars = Bars::new(args.quiet, "Downloading");
             let progress: &dyn Progress = if args.quiet { &Silent } else { &bars };
-            let pulled =
-                transfer::pull(&store, session, &client, reference, &platform, progress).map_err(explained)?;
+            let pulled = transfer::pull(&store, session, &client, reference, &platform, progress)
+                .map_err(explained)?;
             bars.finish();
             for warning in pulled.warnings.iter().take(10) {
                 ui::warn(warning);
@@ -342,7 +340,8 @@ pub(crate) struct SearchArgs {
 pub(crate) fn search(args: SearchArgs) -> anyhow::Result<ExitCode> {
     let mut filter = SearchFilter::default();
     for text in &args.filter {
-        let bad = || Usage(format!("filter {text:?}: write stars=NUMBER, is-official=BOOL or is-automated=BOOL"));
+        let bad =
+            || Usage(format!("filter {text:?}: write stars=NUMBER, is-official=BOOL or is-automated=BOOL"));
         match text.split_once('=').ok_or_else(bad)? {
             ("stars", number) => filter.stars = number.parse().map_err(|_| bad())?,
             ("is-official", value) => filter.is_official = Some(value.parse().map_err(|_| bad())?),
@@ -363,8 +362,12 @@ pub(crate) fn search(args: SearchArgs) -> anyhow::Result<ExitCode> {
         row["IsAutomated"] = if result.is_automated { "[OK]" } else { "" }.into();
         rows.push(row);
     }
-    let columns =
-        [("NAME", "Name"), ("DESCRIPTION", "Description"), ("STARS", "StarCount"), ("OFFICIAL", "IsOfficial")];
+    let columns = [
+        ("NAME", "Name"),
+        ("DESCRIPTION", "Description"),
+        ("STARS", "StarCount"),
+        ("OFFICIAL", "IsOfficial"),
+    ];
     listing::print(&rows, &columns, &[("AUTOMATED", "IsAutomated")], args.format.as_deref())?;
     Ok(ExitCode::SUCCESS)
 }

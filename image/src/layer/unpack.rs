@@ -185,7 +185,13 @@ impl Unpacked {
             return self.plan(ROOT, entry);
         };
         // In front of whiteouts too, so that they mean what they would mean anywhere.
-        let parent = self.directory(parents, &entry.path)?;
+        let parent = match self.directory(parents, &entry.path) {
+            // umoci notes what was in a directory that the layer replaces by a file: all of that is gone anyway.
+            Err(UnpackError::Refused { what: NOT_A_DIRECTORY, .. }) if name.starts_with(b".wh.") => {
+                return Ok(());
+            }
+            other => other?,
+        };
         if let Some(hidden) = name.strip_prefix(b".wh.") {
             return match hidden {
                 b".wh..opq" => {
@@ -259,7 +265,7 @@ impl Unpacked {
                     at = self.make_directory(at, &name, true)?;
                 }
                 Kind::File | Kind::Special | Kind::Pending => {
-                    return Err(refused("its name leads through something that is no directory"));
+                    return Err(refused(NOT_A_DIRECTORY));
                 }
             }
         }
@@ -738,6 +744,7 @@ impl Unpacked {
     }
 }
 
+const NOT_A_DIRECTORY: &str = "its name leads through something that is no directory";
 const UP: &str = "its name leads upwards with `..`";
 
 /// The names in a path, `.` and empty ones left out.
