@@ -166,7 +166,7 @@ impl Store {
                 .layer(&layer.diff_id)
                 .ok_or_else(|| Error::document("layer", format!("{} is gone", layer.diff_id)));
         };
-        let linked = unpacked.needs_lowers();
+        let linked = unpacked.links_below();
         if !done {
             self.complete(&directory, &mut unpacked, &self.stack(below)?, &layer.diff_id)?;
         }
