@@ -10,6 +10,18 @@ use crate::layer::{IndexFailure, PackError, UnpackError};
 use crate::registry::RegistryError;
 use crate::tar::TarError;
 
+/// Content that differs from its name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{what} has digest {found}, not {expected}")]
+pub struct WrongDigest {
+    /// Which content.
+    pub what: String,
+    /// What it should have.
+    pub expected: Digest,
+    /// What it has.
+    pub found: Digest,
+}
+
 /// Any failure of this crate's store and archives.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -81,15 +93,8 @@ pub enum Error {
     #[error("blob {0} is missing in the store; pull or load the image again")]
     MissingBlob(Digest),
     /// Content that differs from its name.
-    #[error("{what} has digest {found}, not {expected}")]
-    WrongDigest {
-        /// Which content.
-        what: String,
-        /// What it should have.
-        expected: Digest,
-        /// What it has.
-        found: Digest,
-    },
+    #[error(transparent)]
+    WrongDigest(#[from] Box<WrongDigest>),
     /// A layer was refused.
     #[error("layer {layer}")]
     Unpack {
@@ -137,6 +142,11 @@ impl Error {
     pub(crate) fn json(what: impl Into<String>) -> impl FnOnce(serde_json::Error) -> Self {
         let what = what.into();
         move |source| Self::Json { what, source }
+    }
+
+    /// Content that differs from its name.
+    pub(crate) fn wrong_digest(what: impl Into<String>, expected: Digest, found: Digest) -> Self {
+        Self::WrongDigest(Box::new(WrongDigest { what: what.into(), expected, found }))
     }
 
     /// A document that makes no sense.

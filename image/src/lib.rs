@@ -17,4 +17,4 @@ pub mod tar;
 pub mod time;
 pub mod transfer;
 
-pub use error::Error;
+pub use error::{Error, WrongDigest};

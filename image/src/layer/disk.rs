@@ -11,7 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::index::ObjectStat;
-use crate::tar::Timestamp;
+use crate::tar::{Timestamp, Xattr};
 
 /// Where owner, mode and type are kept that the disk cannot store (containers/storage, `override_stat`).
 pub(super) const OVERRIDE_STAT: &CStr = c"user.containers.override_stat";
@@ -85,7 +85,7 @@ pub(super) struct Attributes<'a> {
     pub(super) mtime: Timestamp,
     pub(super) atime: Option<Timestamp>,
     /// Names as in archives.
-    pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    pub(super) xattrs: &'a [Xattr],
     /// The type, where overrides have to say it: `file`, `dir`, `symlink`, `pipe`, `char-1-3`, `block-8-0`.
     pub(super) type_word: &'a str,
 }
@@ -161,7 +161,7 @@ pub(super) fn set_xattr(target: Target<'_>, name: &CStr, value: &[u8]) -> Result
 }
 
 /// All xattrs of an object, sorted by name.
-pub(super) fn xattrs(target: Target<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(super) fn xattrs(target: Target<'_>) -> Result<Vec<Xattr>, Errno> {
     let path = match target {
         Target::Open(_) => CString::default(),
         Target::Name(dir, file) => proc_path(dir, file),
@@ -266,7 +266,7 @@ fn whiteout_file(name: &CStr) -> CString {
 }
 
 /// All xattrs of an open object as they are on disk.
-pub(crate) fn all_xattrs(object: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(crate) fn all_xattrs(object: BorrowedFd<'_>) -> Result<Vec<Xattr>, Errno> {
     xattrs(Target::Open(object))
 }
 

@@ -6,11 +6,13 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use super::*;
-use crate::tar::{Entry, EntryKind, TarWriter};
+use crate::tar::{Entry, EntryKind, TarWriter, Xattr};
 
 /// Records what is indexed.
 #[derive(Debug, Default)]
-struct Recorder(Mutex<Vec<(String, ObjectStat, Vec<(Vec<u8>, Vec<u8>)>)>>);
+struct Recorder(Mutex<Vec<Recorded>>);
+
+type Recorded = (String, ObjectStat, Vec<Xattr>);
 
 struct Part<'a>(&'a Recorder);
 
