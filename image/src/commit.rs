@@ -160,7 +160,7 @@ fn whole_layer(store: &Store, session: &Session, upper: &Path, lower: &Path) -> 
     let stack = Stack::open(&[upper, lower]).map_err(Error::io("open", lower))?;
     let (mut reader, writer) = io::pipe().map_err(Error::io("make a pipe for", lower))?;
     std::thread::scope(|scope| {
-        let packing = scope.spawn(move || crate::layer::pack_merged(&stack, writer).map(|_| ()));
+        let packing = scope.spawn(move || crate::layer::pack_merged(&stack, writer, true).map(|_| ()));
         let input =
             crate::store::LayerInput { reader: &mut reader, blob: None, diff_id: None, keep_blob: true };
         let ingested = store.ingest_layer(session, input);

@@ -50,14 +50,18 @@ pub enum PackError {
 
 const BUFFER: usize = 256 * 1024;
 
-/// Packs all that `stack` shows, as `export` gives it: no entry for the root, hard links kept.
+/// Packs all that `stack` shows, hard links kept. Only in a layer (`as_layer`) the root has an entry too, and names that
+/// would mean removals are refused.
 ///
 /// # Errors
 /// Whatever [`PackError`] tells.
-pub fn pack_merged<W: Write>(stack: &Stack, out: W) -> Result<W, PackError> {
+pub fn pack_merged<W: Write>(stack: &Stack, out: W, as_layer: bool) -> Result<W, PackError> {
     let mut packer = Packer::new(stack, out);
+    if as_layer {
+        packer.root()?;
+    }
     let root = stack.root().map_err(|source| read("open", b"", source))?;
-    packer.merged(&root, b"", false)?;
+    packer.merged(&root, b"", as_layer)?;
     packer.finish()
 }
 
@@ -69,6 +73,7 @@ pub fn pack_merged<W: Write>(stack: &Stack, out: W) -> Result<W, PackError> {
 pub fn pack_changes<W: Write>(stack: &Stack, out: W) -> Result<W, PackError> {
     let mut packer = Packer::new(stack, out);
     let root = stack.root().map_err(|source| read("open", b"", source))?;
+    packer.root()?;
     packer.changes(&root, b"")?;
     packer.finish()
 }
@@ -88,6 +93,14 @@ impl<'a, W: Write> Packer<'a, W> {
     fn finish(self) -> Result<W, PackError> {
         let out = self.writer.finish().map_err(PackError::Write)?;
         out.into_inner().map_err(|error| PackError::Write(error.into_error()))
+    }
+
+    /// The root directory itself: a layer says what it looks like.
+    fn root(&mut self) -> Result<(), PackError> {
+        let entry = self.stack.root_entry().map_err(|source| read("look at", b"", source))?;
+        let Some(mut entry) = entry else { return Ok(()) };
+        entry.path = b"./".to_vec();
+        self.writer.header(&entry).map_err(PackError::Write)
     }
 
     /// All of a directory. In a layer, names that would be whiteouts are refused.

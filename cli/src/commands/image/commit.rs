@@ -160,7 +160,7 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
     let store = images::open_store()?;
     let stack = stack_of(&store, &container)?;
     super::save::to_output(output.as_deref(), |out| {
-        pack_merged(&stack, out).context("export the container")?;
+        pack_merged(&stack, out, false).context("export the container")?;
         Ok(())
     })?;
     Ok(ExitCode::SUCCESS)
