@@ -1,10 +1,12 @@
 //! One file per command: an `Args` struct whose doc comment is its help, and one function.
 
 pub(crate) mod completion;
+pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod man;
 pub(crate) mod mount;
 pub(crate) mod oci;
+pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod umount;
 pub(crate) mod version;
