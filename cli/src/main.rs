@@ -11,6 +11,7 @@ mod logging;
 mod mount_process;
 mod mountinfo;
 mod mounts;
+mod registry;
 mod sys;
 mod ui;
 
@@ -44,6 +45,9 @@ fn main() -> ExitCode {
         Command::Umount(args) => finish(commands::umount::umount(args), exit::MOUNT),
         Command::Index(args) => finish(commands::index::index(args), exit::FAILURE),
         Command::Run(args) => finish(commands::run::run(args), exit::RUN),
+        Command::Login(args) => finish(commands::login::login(args), exit::FAILURE),
+        Command::Logout(args) => finish(commands::logout::logout(args), exit::FAILURE),
+        Command::Search(args) => finish(commands::search::search(args), exit::FAILURE),
         Command::Completion(args) => finish(commands::completion::completion(args), exit::FAILURE),
         Command::Man(args) => finish(commands::man::man(args), exit::FAILURE),
         Command::Version(args) => finish(commands::version::version(args), exit::FAILURE),
