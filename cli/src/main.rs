@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod exit;
 mod helper;
+mod images;
 mod logging;
 mod mount_process;
 mod mountinfo;
@@ -48,6 +49,22 @@ fn main() -> ExitCode {
         Command::Login(args) => finish(commands::login::login(args), exit::FAILURE),
         Command::Logout(args) => finish(commands::logout::logout(args), exit::FAILURE),
         Command::Search(args) => finish(commands::search::search(args), exit::FAILURE),
+        Command::Commit(args) => finish(commands::image::commit::commit(args), exit::FAILURE),
+        Command::Diff(args) => finish(commands::image::commit::diff(args), exit::FAILURE),
+        Command::Export(args) => finish(commands::image::commit::export(args), exit::FAILURE),
+        Command::Images(args) => finish(commands::image::list::images(args), exit::FAILURE),
+        Command::Image(args) => finish(commands::image::image(args), exit::FAILURE),
+        Command::History(args) => finish(commands::image::history::history(args), exit::FAILURE),
+        Command::Inspect(args) => finish(commands::image::inspect::image_inspect(args), exit::FAILURE),
+        Command::Tag(args) => finish(commands::image::tag::tag(args), exit::FAILURE),
+        Command::Rmi(args) => finish(commands::image::remove::rmi(args), exit::FAILURE),
+        Command::Load(args) => finish(commands::image::load::load(args), exit::FAILURE),
+        Command::Save(args) => finish(commands::image::save::save(args), exit::FAILURE),
+        Command::Import(args) => finish(commands::image::load::import(args), exit::FAILURE),
+        Command::Manifest(args) => finish(commands::image::manifest::manifest(args), exit::FAILURE),
+        Command::Store(args) => finish(commands::image::store::store(args), exit::FAILURE),
+        Command::System(args) => finish(commands::image::system::system(args), exit::FAILURE),
+        Command::Info(args) => finish(commands::image::system::info(args), exit::FAILURE),
         Command::Completion(args) => finish(commands::completion::completion(args), exit::FAILURE),
         Command::Man(args) => finish(commands::man::man(args), exit::FAILURE),
         Command::Version(args) => finish(commands::version::version(args), exit::FAILURE),

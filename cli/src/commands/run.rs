@@ -24,6 +24,7 @@ use layerfs_runner::{Container, CreateError, FailureKind, host, terminal};
 
 use self::options::Request;
 use self::root::ContainerRoot;
+pub(crate) use self::store::default_root as store_root;
 use self::store::{ContainerDirectory, Store};
 use self::user::Identity;
 use crate::exit::{self, Hinted};

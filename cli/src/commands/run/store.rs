@@ -53,7 +53,7 @@ pub(super) fn short(id: &str) -> &str {
 }
 
 /// The store's root: from the environment, else the usual place of this user.
-pub(super) fn default_root() -> anyhow::Result<PathBuf> {
+pub(crate) fn default_root() -> anyhow::Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = if let Some(root) = set(ROOT_VARIABLE) {
         root

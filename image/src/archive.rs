@@ -1,0 +1,12 @@
+//! Images in archives: what docker, podman, buildah and skopeo save and load.
+
+mod import;
+mod load;
+mod save;
+mod source;
+
+pub(crate) use import::publish;
+pub use import::{ImportOptions, import};
+pub use load::{Loaded, load};
+pub use save::{SaveFormat, copy_layer, save};
+pub use source::{Member, Section, Source};

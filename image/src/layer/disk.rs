@@ -1,0 +1,276 @@
+//! Objects of a layer on disk: making them, and giving them their attributes and marks.
+//!
+//! Everything is reached by one name beneath a directory descriptor of the tree.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Statx, StatxFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+
+use super::index::ObjectStat;
+use crate::tar::Timestamp;
+
+/// Where owner, mode and type are kept that the disk cannot store (containers/storage, `override_stat`).
+pub(super) const OVERRIDE_STAT: &CStr = c"user.containers.override_stat";
+
+/// In which form marks and attributes are kept: what this process may write here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// `trusted.overlay.*`, else `user.overlay.*`.
+    pub trusted: bool,
+    /// A whiteout is a device 0:0, else a file `.wh.NAME`.
+    pub devices: bool,
+    /// Owners, modes and types are kept in an xattr: this process may not give files away.
+    pub overrides: bool,
+}
+
+impl Marks {
+    /// Tries what is possible in `dir`, which is left as it was.
+    ///
+    /// # Errors
+    /// When nothing can be made in `dir`, or its filesystem has no xattrs at all.
+    pub fn probe(dir: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let name = CString::new(format!(".probe-{}-{:?}", std::process::id(), std::thread::current().id()))
+            .map_err(|_| Errno::INVAL)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(dir, &name, flags, Mode::RUSR | Mode::WUSR)?;
+        rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
+        let trusted = rustix::fs::fsetxattr(&file, c"trusted.overlay.opaque", b"y", XattrFlags::empty());
+        let devices = rustix::fs::mknodat(dir, &name, FileType::CharacterDevice, Mode::empty(), 0);
+        if devices.is_ok() {
+            rustix::fs::unlinkat(dir, &name, AtFlags::empty())?;
+        }
+        let chown = rustix::fs::fchown(&file, Some(Uid::from_raw(1)), Some(Gid::from_raw(1)));
+        let marks = Self { trusted: trusted.is_ok(), devices: devices.is_ok(), overrides: chown.is_err() };
+        if !marks.trusted {
+            rustix::fs::fsetxattr(&file, c"user.overlay.opaque", b"y", XattrFlags::empty())?;
+        }
+        Ok(marks)
+    }
+
+    /// `trusted.overlay.` or `user.overlay.`
+    pub(super) fn prefix(self) -> &'static str {
+        if self.trusted { "trusted.overlay." } else { "user.overlay." }
+    }
+
+    pub(super) fn opaque(self) -> &'static CStr {
+        if self.trusted { c"trusted.overlay.opaque" } else { c"user.overlay.opaque" }
+    }
+
+    /// What an archive's xattr is called on disk; `None` for what would be read as something else than data.
+    pub(super) fn stored(self, name: &[u8]) -> Option<CString> {
+        if name == OVERRIDE_STAT.to_bytes()
+            || name == b"security.fuseoverlayfs.override_stat"
+            || name.starts_with(b"user.fuseoverlayfs.")
+        {
+            return None;
+        }
+        if let Some(rest) = name.strip_prefix(self.prefix().as_bytes()) {
+            // The nesting escape: it shows as the archive has it, and means nothing.
+            return CString::new([self.prefix().as_bytes(), b"overlay.", rest].concat()).ok();
+        }
+        CString::new(name).ok()
+    }
+}
+
+/// Attributes that an object is to have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attributes<'a> {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: Timestamp,
+    pub(super) atime: Option<Timestamp>,
+    /// Names as in archives.
+    pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    /// The type, where overrides have to say it: `file`, `dir`, `symlink`, `pipe`, `char-1-3`, `block-8-0`.
+    pub(super) type_word: &'a str,
+}
+
+/// What has attributes: an open object, or a name that cannot be opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target<'a> {
+    Open(BorrowedFd<'a>),
+    /// Not followed.
+    Name(BorrowedFd<'a>, &'a CStr),
+}
+
+/// Gives owner, xattrs, mode and times, in this order: a chown takes set-id bits and capabilities away. Answers with
+/// the names of xattrs that the filesystem would not take.
+pub(super) fn apply(
+    marks: Marks,
+    target: Target<'_>,
+    is_symlink: bool,
+    attributes: &Attributes<'_>,
+) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut refused = Vec::new();
+    if marks.overrides {
+        let value =
+            format!("{}:{}:0{:o}:{}", attributes.uid, attributes.gid, attributes.mode, attributes.type_word);
+        set_xattr(target, OVERRIDE_STAT, value.as_bytes())?;
+    } else {
+        let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
+        match target {
+            Target::Open(fd) => rustix::fs::fchown(fd, Some(uid), Some(gid))?,
+            Target::Name(dir, name) => {
+                rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            }
+        }
+    }
+    for (name, value) in attributes.xattrs {
+        let Some(stored) = marks.stored(name) else { continue };
+        match set_xattr(target, &stored, value) {
+            Ok(()) => {}
+            // Namespaces that this filesystem, this kind of object or this user cannot have.
+            Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => refused.push(name.clone()),
+            Err(errno) => return Err(errno),
+        }
+    }
+    if !is_symlink && !marks.overrides {
+        let mode = Mode::from_raw_mode(attributes.mode);
+        match target {
+            Target::Open(fd) => rustix::fs::fchmod(fd, mode)?,
+            Target::Name(dir, name) => rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?,
+        }
+    }
+    let times = Timestamps {
+        last_access: timespec(attributes.atime.unwrap_or(attributes.mtime)),
+        last_modification: timespec(attributes.mtime),
+    };
+    match target {
+        Target::Open(fd) => rustix::fs::futimens(fd, &times)?,
+        Target::Name(dir, name) => rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?,
+    }
+    Ok(refused)
+}
+
+fn timespec((seconds, nanoseconds): Timestamp) -> Timespec {
+    Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() }
+}
+
+pub(super) fn set_xattr(target: Target<'_>, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    match target {
+        Target::Open(fd) => rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()),
+        Target::Name(dir, file) => {
+            rustix::fs::lsetxattr(proc_path(dir, file), name, value, XattrFlags::empty())
+        }
+    }
+}
+
+/// All xattrs of an object, sorted by name.
+pub(super) fn xattrs(target: Target<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    let path = match target {
+        Target::Open(_) => CString::default(),
+        Target::Name(dir, file) => proc_path(dir, file),
+    };
+    let list = |buffer: &mut [u8]| match target {
+        Target::Open(fd) => rustix::fs::flistxattr(fd, buffer),
+        Target::Name(..) => rustix::fs::llistxattr(&path, buffer),
+    };
+    // Nearly everything has none.
+    let len = match list(&mut []) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Ok(len) => len,
+        Err(errno) => return Err(errno),
+    };
+    let mut names = vec![0; len];
+    let len = list(&mut names)?;
+    let mut found = Vec::new();
+    let mut value = vec![0; 65536];
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let c_name = CString::new(name).map_err(|_| Errno::INVAL)?;
+        let read = match target {
+            Target::Open(fd) => rustix::fs::fgetxattr(fd, &c_name, &mut value[..]),
+            Target::Name(..) => rustix::fs::lgetxattr(&path, &c_name, &mut value[..]),
+        };
+        match read {
+            Ok(len) => found.push((name.to_vec(), value[..len].to_vec())),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// One xattr, `None` when there is none.
+pub(super) fn xattr(target: Target<'_>, name: &CStr) -> Result<Option<Vec<u8>>, Errno> {
+    let mut value = vec![0; 4096];
+    let read = match target {
+        Target::Open(fd) => rustix::fs::fgetxattr(fd, name, &mut value[..]),
+        Target::Name(dir, file) => rustix::fs::lgetxattr(proc_path(dir, file), name, &mut value[..]),
+    };
+    match read {
+        Ok(len) => {
+            value.truncate(len);
+            Ok(Some(value))
+        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The object by a path that calls without a directory descriptor take.
+fn proc_path(dir: BorrowedFd<'_>, name: &CStr) -> CString {
+    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.to_bytes());
+    // A C string has no NUL in it.
+    CString::new(path).unwrap_or_default()
+}
+
+pub(super) fn stat(target: Target<'_>) -> Result<ObjectStat, Errno> {
+    Ok(ObjectStat::of(&statx(target)?))
+}
+
+fn statx(target: Target<'_>) -> Result<Statx, Errno> {
+    let flags = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    match target {
+        Target::Open(fd) => rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, flags),
+        Target::Name(dir, name) => {
+            rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, flags)
+        }
+    }
+}
+
+pub(super) fn open_directory(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+pub(super) fn create_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
+}
+
+/// Makes a whiteout of `name`.
+pub(super) fn whiteout(marks: Marks, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    if marks.devices {
+        return rustix::fs::mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), 0);
+    }
+    create_file(dir, &whiteout_file(name)).map(|_| ())
+}
+
+/// What a whiteout of `name` is called on disk.
+pub(super) fn whiteout_name(marks: Marks, name: &CStr) -> CString {
+    if marks.devices { name.to_owned() } else { whiteout_file(name) }
+}
+
+fn whiteout_file(name: &CStr) -> CString {
+    CString::new([b".wh.", name.to_bytes()].concat()).unwrap_or_default()
+}
+
+/// All xattrs of an open object as they are on disk.
+pub(crate) fn all_xattrs(object: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+    xattrs(Target::Open(object))
+}
+
+/// Gives the object `name` in `to` all xattrs of the one in `from`.
+pub(crate) fn copy_name_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    for (key, value) in xattrs(Target::Name(from, name))? {
+        set_xattr(Target::Name(to, name), &CString::new(key).map_err(|_| Errno::INVAL)?, &value)?;
+    }
+    Ok(())
+}

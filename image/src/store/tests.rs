@@ -1,0 +1,1 @@
+//! The store, without any archive format around it.
