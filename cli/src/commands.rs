@@ -3,11 +3,9 @@
 pub(crate) mod completion;
 pub(crate) mod image;
 pub(crate) mod index;
-pub(crate) mod login;
-pub(crate) mod logout;
 pub(crate) mod man;
 pub(crate) mod mount;
+pub(crate) mod registry;
 pub(crate) mod run;
-pub(crate) mod search;
 pub(crate) mod umount;
 pub(crate) mod version;

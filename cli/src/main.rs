@@ -12,7 +12,6 @@ mod logging;
 mod mount_process;
 mod mountinfo;
 mod mounts;
-mod registry;
 mod sys;
 mod ui;
 
@@ -46,9 +45,6 @@ fn main() -> ExitCode {
         Command::Umount(args) => finish(commands::umount::umount(args), exit::MOUNT),
         Command::Index(args) => finish(commands::index::index(args), exit::FAILURE),
         Command::Run(args) => finish(commands::run::run(args), exit::RUN),
-        Command::Login(args) => finish(commands::login::login(args), exit::FAILURE),
-        Command::Logout(args) => finish(commands::logout::logout(args), exit::FAILURE),
-        Command::Search(args) => finish(commands::search::search(args), exit::FAILURE),
         Command::Commit(args) => finish(commands::image::commit::commit(args), exit::FAILURE),
         Command::Diff(args) => finish(commands::image::commit::diff(args), exit::FAILURE),
         Command::Export(args) => finish(commands::image::commit::export(args), exit::FAILURE),
@@ -58,6 +54,11 @@ fn main() -> ExitCode {
         Command::Inspect(args) => finish(commands::image::inspect::image_inspect(args), exit::FAILURE),
         Command::Tag(args) => finish(commands::image::tag::tag(args), exit::FAILURE),
         Command::Rmi(args) => finish(commands::image::remove::rmi(args), exit::FAILURE),
+        Command::Pull(args) => finish(commands::registry::pull(args), exit::FAILURE),
+        Command::Push(args) => finish(commands::registry::push(args), exit::FAILURE),
+        Command::Login(args) => finish(commands::registry::login(args), exit::FAILURE),
+        Command::Logout(args) => finish(commands::registry::logout(args), exit::FAILURE),
+        Command::Search(args) => finish(commands::registry::search(args), exit::FAILURE),
         Command::Load(args) => finish(commands::image::load::load(args), exit::FAILURE),
         Command::Save(args) => finish(commands::image::save::save(args), exit::FAILURE),
         Command::Import(args) => finish(commands::image::load::import(args), exit::FAILURE),

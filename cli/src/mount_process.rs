@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -52,6 +52,19 @@ enum Message {
 /// # Errors
 /// Whatever the mount process reports, its whole chain of causes; nothing is mounted then.
 pub(crate) fn spawn(config: &Config, target: &Path, log: &LogOptions) -> anyhow::Result<MountProcess> {
+    spawn_holding(config, target, log, &[])
+}
+
+/// As [`spawn`]; the new process keeps the descriptors `held` open, with the locks on them, as long as it lives.
+///
+/// # Errors
+/// As [`spawn`].
+pub(crate) fn spawn_holding(
+    config: &Config,
+    target: &Path,
+    log: &LogOptions,
+    held: &[BorrowedFd<'_>],
+) -> anyhow::Result<MountProcess> {
     let config = absolute_config(config)?;
     let target = absolute_target(target)?;
     let log = LogOptions { file: log.file.as_deref().map(absolute).transpose()?, ..log.clone() };
@@ -60,7 +73,7 @@ pub(crate) fn spawn(config: &Config, target: &Path, log: &LogOptions) -> anyhow:
     let child = match sys::fork().context("start the mount process")? {
         Fork::Child => {
             drop(reader);
-            std::process::exit(in_child(&config, &target, &log, File::from(writer)));
+            std::process::exit(in_child(&config, &target, &log, File::from(writer), held));
         }
         Fork::Parent(pid) => pid,
     };
@@ -144,8 +157,15 @@ fn ended(status: WaitStatus) -> String {
 }
 
 /// All of the child's life; the result is its exit status.
-fn in_child(config: &Config, target: &Path, log: &LogOptions, mut parent: File) -> i32 {
-    let inherited = sys::open_descriptors(parent.as_fd());
+fn in_child(
+    config: &Config,
+    target: &Path,
+    log: &LogOptions,
+    mut parent: File,
+    held: &[BorrowedFd<'_>],
+) -> i32 {
+    let mut inherited = sys::open_descriptors(parent.as_fd());
+    inherited.retain(|fd| !held.iter().any(|kept| kept.as_raw_fd() == *fd));
     let signals = LeaveSignals::new(false);
     let mounted = detach(&signals)
         .and_then(|()| log.start())

@@ -19,6 +19,12 @@ pub(crate) fn print(text: impl AsRef<[u8]>) -> io::Result<bool> {
     }
 }
 
+/// Asks at the terminal: no newline, and not where results go.
+pub(crate) fn ask(question: &str) {
+    // A closed stderr leaves nobody to ask; the answer is read all the same.
+    io::stderr().lock().write_all(question.as_bytes()).ok();
+}
+
 /// Tells of something that was done otherwise than asked.
 pub(crate) fn warn(text: impl std::fmt::Display) {
     tell(format_args!("layerfs: warning: {text}"));

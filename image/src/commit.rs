@@ -273,7 +273,7 @@ impl Copier {
     fn note_marks(&mut self, object: BorrowedFd<'_>) -> bool {
         let has = |name: &str| {
             ["trusted.overlay.", "user.overlay."].iter().any(|prefix| {
-                rustix::fs::fgetxattr(object, format!("{prefix}{name}"), &mut [0_u8; 0][..]).is_ok()
+                rustix::fs::fgetxattr(object, format!("{prefix}{name}"), &mut [0_u8; 4096][..]).is_ok()
             })
         };
         let is_copy = has("metacopy");

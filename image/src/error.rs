@@ -7,7 +7,20 @@ use thiserror::Error;
 
 use crate::digest::{Digest, DigestError};
 use crate::layer::{IndexFailure, PackError, UnpackError};
+use crate::registry::RegistryError;
 use crate::tar::TarError;
+
+/// Content that differs from its name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{what} has digest {found}, not {expected}")]
+pub struct WrongDigest {
+    /// Which content.
+    pub what: String,
+    /// What it should have.
+    pub expected: Digest,
+    /// What it has.
+    pub found: Digest,
+}
 
 /// Any failure of this crate's store and archives.
 #[derive(Debug, Error)]
@@ -80,15 +93,8 @@ pub enum Error {
     #[error("blob {0} is missing in the store; pull or load the image again")]
     MissingBlob(Digest),
     /// Content that differs from its name.
-    #[error("{what} has digest {found}, not {expected}")]
-    WrongDigest {
-        /// Which content.
-        what: String,
-        /// What it should have.
-        expected: Digest,
-        /// What it has.
-        found: Digest,
-    },
+    #[error(transparent)]
+    WrongDigest(#[from] Box<WrongDigest>),
     /// A layer was refused.
     #[error("layer {layer}")]
     Unpack {
@@ -103,6 +109,9 @@ pub enum Error {
     /// An archive that is not in order.
     #[error("archive")]
     Archive(#[from] TarError),
+    /// A registry.
+    #[error(transparent)]
+    Registry(#[from] Box<RegistryError>),
     /// Something that this program does not do.
     #[error("{0}")]
     Unsupported(String),
@@ -135,8 +144,19 @@ impl Error {
         move |source| Self::Json { what, source }
     }
 
+    /// Content that differs from its name.
+    pub(crate) fn wrong_digest(what: impl Into<String>, expected: Digest, found: Digest) -> Self {
+        Self::WrongDigest(Box::new(WrongDigest { what: what.into(), expected, found }))
+    }
+
     /// A document that makes no sense.
     pub(crate) fn document(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Document { what: what.into(), why: why.into() }
+    }
+}
+
+impl From<RegistryError> for Error {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
     }
 }

@@ -23,3 +23,6 @@ pub use merged::{Layer, MergedDirectory, MergedObject, Stack};
 pub use pack::{PackError, pack_changes, pack_merged};
 pub use remove::remove_tree;
 pub use unpack::{Limits, UnpackError, Unpacked, unpack};
+
+#[cfg(test)]
+mod tests;

@@ -15,5 +15,6 @@ pub mod registry;
 pub mod store;
 pub mod tar;
 pub mod time;
+pub mod transfer;
 
-pub use error::Error;
+pub use error::{Error, WrongDigest};

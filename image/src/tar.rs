@@ -6,6 +6,8 @@
 
 mod header;
 mod pax;
+#[cfg(test)]
+mod proptests;
 mod read;
 mod write;
 
@@ -16,6 +18,12 @@ use thiserror::Error;
 
 /// Seconds since 1970 (negative before) and nanoseconds within the second.
 pub type Timestamp = (i64, u32);
+
+/// An extended attribute: its full name and its value.
+pub type Xattr = (Vec<u8>, Vec<u8>);
+
+/// A piece of a sparse file that has data: its offset and its length.
+pub type Piece = (u64, u64);
 
 /// All numbers in an archive are in units of this many bytes.
 pub const BLOCK: usize = 512;
@@ -63,10 +71,10 @@ pub struct Entry {
     /// Major and minor number of devices.
     pub device: (u32, u32),
     /// Extended attributes: full names and values, sorted by name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<Xattr>,
     /// Of a sparse file: offset and length of each piece that has data, rising. The data of the entry is that
     /// of the pieces, one after the other.
-    pub sparse: Option<Vec<(u64, u64)>>,
+    pub sparse: Option<Vec<Piece>>,
 }
 
 impl Entry {

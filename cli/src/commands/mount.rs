@@ -1,5 +1,7 @@
 //! `layerfs mount`: both forms of it, and `--list`.
 
+mod image_mount;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,12 +24,13 @@ use crate::{mount_process, mounts, ui};
 #[command(
     override_usage = "layerfs mount -o lowerdir=LOWER[:LOWER...][,upperdir=UPPER,workdir=WORK][,OPTION...] MERGED\n       \
                       layerfs mount --lower LOWER [--lower LOWER...] [--upper UPPER --work WORK] MERGED\n       \
+                      layerfs mount [--rw] IMAGE MERGED\n       \
                       layerfs mount --list [--format table|json]",
     after_long_help = AFTER_HELP
 )]
 pub(crate) struct MountArgs {
-    /// Where the tree is to be seen: a directory
-    #[arg(value_name = "MERGED", num_args = 0..=2)]
+    /// An image, by name or id, if its layers are to be mounted; and where the tree is to be seen: a directory
+    #[arg(value_name = "[IMAGE] MERGED", num_args = 0..=2)]
     places: Vec<PathBuf>,
     /// Options of the mount, separated by commas; may be repeated
     ///
@@ -45,6 +48,9 @@ pub(crate) struct MountArgs {
     /// Scratch space: an empty directory on the filesystem of the upper, not inside it
     #[arg(long, value_name = "WORK", help_heading = "Layers")]
     work: Option<PathBuf>,
+    /// Mount the image writable; changes go to a layer made for this mount, whose place is told
+    #[arg(long)]
+    rw: bool,
     /// Stay in the foreground, until the mount is unmounted
     #[arg(short, long)]
     foreground: bool,
@@ -60,6 +66,8 @@ pub(crate) struct MountArgs {
 
 const AFTER_HELP: &str = "\
 Examples
+  An image, read-only:
+    layerfs mount debian:13 /mnt
   Two read-only layers under a writable one:
     layerfs mount -o lowerdir=top:base,upperdir=changes,workdir=work merged
   The same, with options of their own:
@@ -114,6 +122,14 @@ pub(crate) fn mount(args: MountArgs) -> anyhow::Result<ExitCode> {
         return mounts::list(args.format);
     }
     let mut builder = Builder::new();
+    let names_layers = |text: &OsString| {
+        let text = text.to_string_lossy();
+        ["lowerdir", "upperdir", "workdir"].iter().any(|word| text.contains(&format!("{word}=")))
+    };
+    let layers_are_free = args.lowers.is_empty()
+        && args.upper.is_none()
+        && args.work.is_none()
+        && !args.options.iter().any(names_layers);
     for text in &args.options {
         builder.text(text)?;
     }
@@ -125,6 +141,12 @@ pub(crate) fn mount(args: MountArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(work) = args.work {
         builder.work(work);
+    }
+    if let ([image, target], true) = (args.places.as_slice(), layers_are_free) {
+        return image_mount::mount(builder, image, target, args.rw, args.foreground, &args.log.options());
+    }
+    if args.rw {
+        return Err(Usage("--rw is for images: name one, layerfs mount --rw IMAGE MERGED".into()).into());
     }
     let target = match <[PathBuf; 1]>::try_from(args.places) {
         Ok([target]) => target,
@@ -141,11 +163,13 @@ pub(crate) fn mount(args: MountArgs) -> anyhow::Result<ExitCode> {
 
 fn no_single_target(places: &[PathBuf]) -> Usage {
     match places {
-        [image, merged] => Usage(format!(
-            "mount image {image:?} on {merged:?}: this version has no image store; name the layers with \
-             -o lowerdir=DIR[:DIR...] or --lower DIR, and one mountpoint"
+        [image, _] => Usage(format!(
+            "{image:?} is an image, which has its own layers: leave out --lower, --upper, --work and lowerdir="
         )),
-        _ => Usage("no mountpoint is named: layerfs mount -o lowerdir=LOWER[:LOWER...] MERGED".to_owned()),
+        _ => Usage(
+            "no mountpoint is named: layerfs mount IMAGE MERGED, or layerfs mount -o lowerdir=LOWER[:LOWER...] MERGED"
+                .to_owned(),
+        ),
     }
 }
 

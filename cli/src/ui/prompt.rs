@@ -1,6 +1,6 @@
 //! Questions to a person at a terminal.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 
@@ -17,7 +17,7 @@ pub(crate) fn is_possible() -> bool {
 /// # Errors
 /// Those of the terminal; `UnexpectedEof` when it is closed.
 pub(crate) fn line(question: &str) -> io::Result<String> {
-    ask(question)?;
+    super::ask(question);
     let mut answer = String::new();
     if io::stdin().read_line(&mut answer)? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -30,13 +30,13 @@ pub(crate) fn line(question: &str) -> io::Result<String> {
 /// # Errors
 /// Those of the terminal; `UnexpectedEof` when the user gives up.
 pub(crate) fn secret(question: &str) -> io::Result<String> {
-    ask(question)?;
+    super::ask(question);
     let answer = {
         let _silence = Silence::begin()?;
         typed(&mut io::stdin().lock())
     };
     // The line end was not shown either.
-    ask("\n")?;
+    super::ask("\n");
     answer
 }
 
@@ -60,12 +60,6 @@ fn typed(input: &mut impl Read) -> io::Result<String> {
         }
     }
     Err(io::ErrorKind::UnexpectedEof.into())
-}
-
-fn ask(question: &str) -> io::Result<()> {
-    let mut err = io::stderr().lock();
-    err.write_all(question.as_bytes())?;
-    err.flush()
 }
 
 /// The terminal shows nothing, and gives each byte at once, until this goes.

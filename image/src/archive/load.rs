@@ -35,11 +35,13 @@ struct DockerItem {
     layers: Option<Vec<String>>,
 }
 
+/// Where a layer is in the archive, with the digest and size of its blob where they are known.
+type LayerPlace = (String, Option<(Digest, u64)>);
+
 /// What is to be taken in for one image.
 struct Plan {
     config: Vec<u8>,
-    /// Where each layer is, with the digest and size of the blob where they are known.
-    layers: Vec<(String, Option<(Digest, u64)>)>,
+    layers: Vec<LayerPlace>,
     /// The manifest and its media type, where the archive has one.
     manifest: Option<(Vec<u8>, String)>,
     names: Vec<Reference>,
@@ -170,7 +172,7 @@ fn name_of(entry: &Value) -> Option<Reference> {
     Reference::parse(name).ok()
 }
 
-fn blob_layers(manifest: &ImageManifest) -> Result<Vec<(String, Option<(Digest, u64)>)>, Error> {
+fn blob_layers(manifest: &ImageManifest) -> Result<Vec<LayerPlace>, Error> {
     manifest
         .layers()
         .iter()
@@ -192,7 +194,7 @@ fn verified(bytes: Vec<u8>, expected: &Digest) -> Result<Vec<u8>, Error> {
     if found == *expected {
         return Ok(bytes);
     }
-    Err(Error::WrongDigest { what: "a document of the archive".into(), expected: *expected, found })
+    Err(Error::wrong_digest("a document of the archive", *expected, found))
 }
 
 fn parse_name(name: &str) -> Result<Reference, Error> {
@@ -230,7 +232,7 @@ fn take_in(store: &Store, session: &Session, source: &Source, plan: Plan) -> Res
 
 struct FromArchive<'a> {
     source: &'a Source,
-    layers: &'a [(String, Option<(Digest, u64)>)],
+    layers: &'a [LayerPlace],
 }
 
 impl LayerProvider for FromArchive<'_> {

@@ -169,7 +169,7 @@ pub fn copy_layer<W: Write>(store: &Store, image: &Image, at: usize, out: W) -> 
     }
     let (out, found, size) = writer.finish();
     if found != digest || size != descriptor.size() {
-        return Err(Error::WrongDigest { what: format!("layer {digest}"), expected: digest, found });
+        return Err(Error::wrong_digest(format!("layer {digest}"), digest, found));
     }
     Ok(out)
 }

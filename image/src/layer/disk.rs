@@ -11,7 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::index::ObjectStat;
-use crate::tar::Timestamp;
+use crate::tar::{Timestamp, Xattr};
 
 /// Where owner, mode and type are kept that the disk cannot store (containers/storage, `override_stat`).
 pub(super) const OVERRIDE_STAT: &CStr = c"user.containers.override_stat";
@@ -85,7 +85,7 @@ pub(super) struct Attributes<'a> {
     pub(super) mtime: Timestamp,
     pub(super) atime: Option<Timestamp>,
     /// Names as in archives.
-    pub(super) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    pub(super) xattrs: &'a [Xattr],
     /// The type, where overrides have to say it: `file`, `dir`, `symlink`, `pipe`, `char-1-3`, `block-8-0`.
     pub(super) type_word: &'a str,
 }
@@ -161,7 +161,7 @@ pub(super) fn set_xattr(target: Target<'_>, name: &CStr, value: &[u8]) -> Result
 }
 
 /// All xattrs of an object, sorted by name.
-pub(super) fn xattrs(target: Target<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(super) fn xattrs(target: Target<'_>) -> Result<Vec<Xattr>, Errno> {
     let path = match target {
         Target::Open(_) => CString::default(),
         Target::Name(dir, file) => proc_path(dir, file),
@@ -170,14 +170,17 @@ pub(super) fn xattrs(target: Target<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errn
         Target::Open(fd) => rustix::fs::flistxattr(fd, buffer),
         Target::Name(..) => rustix::fs::llistxattr(&path, buffer),
     };
-    // Nearly everything has none.
-    let len = match list(&mut []) {
-        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-        Ok(len) => len,
-        Err(errno) => return Err(errno),
+    // Nearly everything has none, or few.
+    let mut names = vec![0; 256];
+    let len = loop {
+        match list(&mut names) {
+            Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+            Ok(len) => break len,
+            // XATTR_LIST_MAX of linux/limits.h.
+            Err(Errno::RANGE) if names.len() < 65536 => names = vec![0; 65536],
+            Err(errno) => return Err(errno),
+        }
     };
-    let mut names = vec![0; len];
-    let len = list(&mut names)?;
     let mut found = Vec::new();
     let mut value = vec![0; 65536];
     for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
@@ -263,7 +266,7 @@ fn whiteout_file(name: &CStr) -> CString {
 }
 
 /// All xattrs of an open object as they are on disk.
-pub(crate) fn all_xattrs(object: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+pub(crate) fn all_xattrs(object: BorrowedFd<'_>) -> Result<Vec<Xattr>, Errno> {
     xattrs(Target::Open(object))
 }
 

@@ -57,6 +57,8 @@ pub(super) struct DirectoryPlan {
     pub(super) atime: Option<Timestamp>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     pub(super) is_opaque: bool,
+    /// The archive does not describe it: it looks as below, where it is there too.
+    pub(super) is_implied: bool,
 }
 
 #[derive(Debug)]
@@ -68,7 +70,7 @@ pub(super) struct Tree {
 impl Tree {
     /// A root that nothing described: 0755, root's.
     pub(super) fn new() -> Self {
-        let plan = DirectoryPlan { mode: 0o755, ..DirectoryPlan::default() };
+        let plan = DirectoryPlan { mode: 0o755, is_implied: true, ..DirectoryPlan::default() };
         let mut tree = Self { nodes: Vec::new(), inodes: Vec::new() };
         let inode = tree.add_inode(Kind::Directory(Box::new(plan)));
         tree.nodes.push(Node { parent: ROOT, name: Box::default(), inode, children: BTreeMap::new() });

@@ -115,6 +115,8 @@ pub struct Unpacked {
     root: Arc<OwnedFd>,
     open: HashMap<NodeId, Arc<OwnedFd>>,
     pending: Vec<PendingLink>,
+    /// Directories that no entry has described so far.
+    implied: u64,
     entries: u64,
     bytes: u64,
     devices: u64,
@@ -136,6 +138,8 @@ impl Unpacked {
             root: Arc::new(root),
             open: HashMap::new(),
             pending: Vec::new(),
+            // The root.
+            implied: 1,
             entries: 0,
             bytes: 0,
             devices: 0,
@@ -163,8 +167,14 @@ impl Unpacked {
         self.marks
     }
 
-    /// True when the archive links to files that must be in a layer below.
+    /// True when the tree cannot be completed without the layers below: the archive links to files there, or says
+    /// nothing of directories that may be there.
     pub fn needs_lowers(&self) -> bool {
+        self.links_below() || self.implied > 0
+    }
+
+    /// True when the archive links to files that must be in a layer below.
+    pub fn links_below(&self) -> bool {
         !self.pending.is_empty()
     }
 
@@ -185,7 +195,13 @@ impl Unpacked {
             return self.plan(ROOT, entry);
         };
         // In front of whiteouts too, so that they mean what they would mean anywhere.
-        let parent = self.directory(parents, &entry.path)?;
+        let parent = match self.directory(parents, &entry.path) {
+            // umoci notes what was in a directory that the layer replaces by a file: all of that is gone anyway.
+            Err(UnpackError::Refused { what: NOT_A_DIRECTORY, .. }) if name.starts_with(b".wh.") => {
+                return Ok(());
+            }
+            other => other?,
+        };
         if let Some(hidden) = name.strip_prefix(b".wh.") {
             return match hidden {
                 b".wh..opq" => {
@@ -259,7 +275,7 @@ impl Unpacked {
                     at = self.make_directory(at, &name, true)?;
                 }
                 Kind::File | Kind::Special | Kind::Pending => {
-                    return Err(refused("its name leads through something that is no directory"));
+                    return Err(refused(NOT_A_DIRECTORY));
                 }
             }
         }
@@ -270,7 +286,9 @@ impl Unpacked {
         let dir = self.fd(parent)?;
         let c_name = self.c_name(parent, name)?;
         self.on_disk("make directory", parent, name, rustix::fs::mkdirat(&*dir, &c_name, Mode::RWXU))?;
-        let plan = DirectoryPlan { mode: 0o755, is_opaque: opaque, ..DirectoryPlan::default() };
+        let plan =
+            DirectoryPlan { mode: 0o755, is_opaque: opaque, is_implied: true, ..DirectoryPlan::default() };
+        self.implied += 1;
         let inode = self.tree.add_inode(Kind::Directory(Box::new(plan)));
         Ok(self.tree.add_name(parent, name, inode))
     }
@@ -278,6 +296,7 @@ impl Unpacked {
     /// Notes what a directory is to look like.
     fn plan(&mut self, id: NodeId, entry: &Entry) -> Result<(), UnpackError> {
         if let Some(plan) = self.tree.plan_mut(id) {
+            self.implied -= u64::from(std::mem::take(&mut plan.is_implied));
             plan.mode = entry.mode;
             (plan.uid, plan.gid) = (entry.uid, entry.gid);
             (plan.mtime, plan.atime) = (entry.mtime, entry.atime);
@@ -599,6 +618,9 @@ impl Unpacked {
             self.complete_link(&link, lowers)?;
         }
         let nodes = self.tree.reachable();
+        if self.implied > 0 && !lowers.is_empty() {
+            self.take_after_lowers(&nodes, lowers)?;
+        }
         // Children first: what is in a directory must not change any more when its times are set.
         for &id in nodes.iter().rev() {
             self.finish_directory(id)?;
@@ -614,6 +636,32 @@ impl Unpacked {
         }
         self.open.clear();
         self.write_index(&nodes, indexer, index).map_err(UnpackError::Index)
+    }
+
+    /// Directories that the archive takes for granted look as they do in the layers below.
+    fn take_after_lowers(&mut self, nodes: &[NodeId], lowers: &Stack) -> Result<(), UnpackError> {
+        for &id in nodes {
+            if !matches!(self.tree.kind(id), Kind::Directory(plan) if plan.is_implied && !plan.is_opaque) {
+                continue;
+            }
+            let names = self.tree.path(id);
+            let shown = lossy(&names.join(&b'/'));
+            let failed =
+                |source| UnpackError::Disk { operation: "look below for", path: shown.clone(), source };
+            let found = match names.as_slice() {
+                [] => lowers.root_entry().map_err(failed)?,
+                names => match lowers.lookup(names).map_err(failed)? {
+                    Some(object) if object.directory().is_some() => {
+                        Some(object.describe(lowers).map_err(failed)?)
+                    }
+                    _ => None,
+                },
+            };
+            if let Some(entry) = found {
+                self.plan(id, &entry)?;
+            }
+        }
+        Ok(())
     }
 
     fn complete_link(&mut self, link: &PendingLink, lowers: &Stack) -> Result<(), UnpackError> {
@@ -738,6 +786,7 @@ impl Unpacked {
     }
 }
 
+const NOT_A_DIRECTORY: &str = "its name leads through something that is no directory";
 const UP: &str = "its name leads upwards with `..`";
 
 /// The names in a path, `.` and empty ones left out.

@@ -109,11 +109,7 @@ impl Store {
         let (blob, size, copy) = tee.finish().map_err(read)?;
         let diff_id = diff_id.unwrap_or(DiffId(blob));
         if let Some(expected) = input.diff_id.filter(|expected| *expected != diff_id) {
-            return Err(Error::WrongDigest {
-                what: format!("layer {shown}, uncompressed,"),
-                expected: expected.0,
-                found: diff_id.0,
-            });
+            return Err(Error::wrong_digest(format!("layer {shown}, uncompressed,"), expected.0, diff_id.0));
         }
         let mut layer = IngestedLayer {
             diff_id,
@@ -166,7 +162,7 @@ impl Store {
                 .layer(&layer.diff_id)
                 .ok_or_else(|| Error::document("layer", format!("{} is gone", layer.diff_id)));
         };
-        let linked = unpacked.needs_lowers();
+        let linked = unpacked.links_below();
         if !done {
             self.complete(&directory, &mut unpacked, &self.stack(below)?, &layer.diff_id)?;
         }

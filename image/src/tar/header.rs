@@ -1,6 +1,6 @@
 //! The 512 bytes of a header: fields at fixed places (POSIX.1-1988 ustar; GNU tar manual, "Basic Tar Format").
 
-use super::BLOCK;
+use super::{BLOCK, Piece};
 
 /// A header block.
 pub(super) struct Header<'a>(pub(super) &'a [u8; BLOCK]);
@@ -79,7 +79,7 @@ impl Header<'_> {
     }
 
     /// GNU sparse: the first four pieces, whether more follow in extension blocks, and the file's real size.
-    pub(super) fn gnu_sparse(&self) -> Option<(Vec<(u64, u64)>, bool, u64)> {
+    pub(super) fn gnu_sparse(&self) -> Option<(Vec<Piece>, bool, u64)> {
         let real = u64::try_from(number(&self.0[483..495])?).ok()?;
         Some((sparse_pieces(&self.0[386..482])?, self.0[482] != 0, real))
     }

@@ -332,7 +332,7 @@ impl<R: BufRead> TarReader<R> {
             entry.size = pax.sparse.real_size.unwrap_or(stored);
         } else if pax.sparse.has_map {
             let map = &pax.sparse.map;
-            if map.len() % 2 != 0 {
+            if !map.len().is_multiple_of(2) {
                 return Err(TarError::Field {
                     path: lossy(&entry.path),
                     what: "a sparse map of an odd number of numbers".into(),

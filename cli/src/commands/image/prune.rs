@@ -1,6 +1,6 @@
 //! `layerfs image prune`.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -72,9 +72,7 @@ fn confirmed(all: bool) -> anyhow::Result<bool> {
     } else {
         "all dangling images"
     };
-    let mut stderr = std::io::stderr().lock();
-    write!(stderr, "WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ")?;
-    stderr.flush()?;
+    ui::ask(&format!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] "));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -68,7 +68,7 @@ fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
     let (containers, running) = containers::count()?;
     let root = crate::commands::run::store_root()?.join("containers");
     let used = disk_usage(&root);
-    let percent = |part: u64, whole: u64| if whole == 0 { 0 } else { part * 100 / whole };
+    let percent = |part: u64, whole: u64| (part * 100).checked_div(whole).unwrap_or(0);
     let row = |kind: &str, count: usize, active: usize, size: u64, free: u64| {
         json!({
             "Type": kind,

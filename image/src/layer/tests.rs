@@ -1,0 +1,85 @@
+//! Unpacking and packing against a real directory.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Mutex;
+
+use super::*;
+use crate::tar::{Entry, EntryKind, TarWriter, Xattr};
+
+/// Records what is indexed.
+#[derive(Debug, Default)]
+struct Recorder(Mutex<Vec<Recorded>>);
+
+type Recorded = (String, ObjectStat, Vec<Xattr>);
+
+struct Part<'a>(&'a Recorder);
+
+impl LayerIndexBuilder for Part<'_> {
+    fn insert(&mut self, path: &[&[u8]], object: IndexedObject<'_>) -> Result<(), IndexFailure> {
+        let path = String::from_utf8_lossy(&path.join(&b'/')).into_owned();
+        self.0.0.lock().unwrap().push((path, *object.stat, object.xattrs.to_vec()));
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, _out: &Path) -> Result<(), IndexFailure> {
+        Ok(())
+    }
+}
+
+impl LayerIndexer for &'static Recorder {
+    fn begin(&self, _root: IndexedObject<'_>) -> Result<Box<dyn LayerIndexBuilder>, IndexFailure> {
+        Ok(Box::new(Part(self)))
+    }
+
+    fn build(&self, _tree: &Path, _index: &Path) -> Result<(), IndexFailure> {
+        Ok(())
+    }
+
+    fn check(&self, _tree: &Path, _index: &Path) -> Result<(), IndexFailure> {
+        Ok(())
+    }
+}
+
+fn file(path: &str, content: &[u8]) -> (Entry, Vec<u8>) {
+    let mut entry = Entry::new(path, EntryKind::File);
+    entry.mode = 0o644;
+    entry.size = content.len() as u64;
+    (entry, content.to_vec())
+}
+
+fn archive(entries: &[(Entry, Vec<u8>)]) -> Vec<u8> {
+    let mut writer = TarWriter::new(Vec::new());
+    for (entry, content) in entries {
+        writer.header(entry).unwrap();
+        writer.data(&mut content.as_slice(), content.len() as u64).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+/// What is recorded for the index is what the disk says afterwards.
+#[test]
+fn the_index_gets_what_is_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let (mut with_xattr, content) = file("a/x", b"content");
+    with_xattr.xattrs = vec![(b"user.foo".to_vec(), b"bar".to_vec())];
+    let mut link = Entry::new("b", EntryKind::HardLink);
+    link.link = b"a/x".to_vec();
+    let tar = archive(&[(with_xattr, content), file("a/y", b"yy"), (link, Vec::new())]);
+    let root = fs::File::open(&tree).unwrap();
+    let marks = Marks::probe(root.as_fd()).unwrap();
+    let mut unpacked = unpack(&*tar, root.into(), marks, Limits::default()).unwrap();
+    let recorder: &'static Recorder = Box::leak(Box::default());
+    unpacked.finish(&Stack::new(Vec::new()), &recorder, &dir.path().join("index")).unwrap();
+    let recorded = recorder.0.lock().unwrap();
+    assert_eq!(recorded.iter().map(|r| r.0.as_str()).collect::<Vec<_>>(), ["a", "b", "a/x", "a/y"]);
+    for (path, stat, xattrs) in recorded.iter() {
+        let on_disk = fs::File::open(tree.join(path)).unwrap();
+        assert_eq!(*stat, disk::stat(disk::Target::Open(on_disk.as_fd())).unwrap(), "{path}");
+        assert_eq!(*xattrs, disk::all_xattrs(on_disk.as_fd()).unwrap(), "{path}");
+    }
+    assert!(!recorded[2].2.is_empty(), "no xattr was recorded");
+}
