@@ -1,5 +1,7 @@
 //! The only place that prints. Results go to stdout, all else to stderr; a reader that went away is no error.
 
+pub(crate) mod prompt;
+
 use std::io::{self, IsTerminal, Write};
 
 use crate::exit::Hinted;

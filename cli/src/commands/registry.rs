@@ -2,19 +2,21 @@
 
 mod progress;
 
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::Read;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use layerfs_image::reference::{DEFAULT_REGISTRY, Reference};
-use layerfs_image::registry::{Client, ClientOptions, Credentials, Platform, RegistryError, SearchFilter};
+use layerfs_image::registry::{
+    Client, ClientOptions, Credentials, KeptIn, MAX_SEARCH_LIMIT, Platform, RegistryError, SearchFilter,
+};
 use layerfs_image::transfer::{self, Progress, Silent};
 
 use self::progress::Bars;
 use crate::exit::{Hinted, Usage};
 use crate::images::{self, listing};
-use crate::ui;
+use crate::ui::{self, prompt};
 
 /// How registries are reached; the same for all commands.
 #[derive(Debug, Clone, Default, Args)]
@@ -233,6 +235,9 @@ fn server(text: &str) -> &str {
 pub(crate) fn login(args: LoginArgs) -> anyhow::Result<ExitCode> {
     let client = args.registry.client()?;
     let server = server(&args.server);
+    if args.username.is_none() && args.password.is_none() && login_as_before(&client, server)? {
+        return Ok(ExitCode::SUCCESS);
+    }
     let username = match args.username {
         Some(username) => username,
         None => {
@@ -261,6 +266,11 @@ pub(crate) fn login(args: LoginArgs) -> anyhow::Result<ExitCode> {
         return Err(Usage("a password is needed".into()).into());
     }
     let done = client.login(server, &Credentials::password(username, password)).map_err(hinted)?;
+    if let KeptIn::File(path) = &done.kept {
+        ui::warn(format_args!(
+            "the password is kept unencrypted in {path:?}; a credential helper would encrypt it"
+        ));
+    }
     if !done.checked {
         ui::note("the registry asked for no password: it was kept unproved");
     }
@@ -270,30 +280,32 @@ pub(crate) fn login(args: LoginArgs) -> anyhow::Result<ExitCode> {
 
 /// Asks at the terminal.
 fn ask(question: &str, echo: bool) -> anyhow::Result<String> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
+    if !prompt::is_possible() {
         bail!(Hinted {
             message: "cannot ask for user and password: standard input is no terminal".into(),
             hint: "use --username and --password-stdin".into(),
         });
     }
-    ui::ask(question);
-    let saved = rustix::termios::tcgetattr(&stdin).context("read the terminal's settings")?;
-    if !echo {
-        let mut quiet = saved.clone();
-        quiet.local_modes.remove(rustix::termios::LocalModes::ECHO);
-        rustix::termios::tcsetattr(&stdin, rustix::termios::OptionalActions::Flush, &quiet)
-            .context("turn the terminal's echo off")?;
+    let answer = if echo { prompt::line(question) } else { prompt::secret(question) };
+    answer.context("read the answer")
+}
+
+/// Tries what is kept from before. False when there is nothing, or the registry no longer takes it.
+fn login_as_before(client: &Client, server: &str) -> anyhow::Result<bool> {
+    let known = client.credential_store().find(server, "").context("look for kept credentials")?;
+    let Some(known) = known else { return Ok(false) };
+    ui::note(format_args!("trying the credentials that are kept for {server}"));
+    match client.login(server, &known) {
+        Ok(_) => {
+            ui::print("Login Succeeded\n")?;
+            Ok(true)
+        }
+        Err(error) if error.is_denied() => {
+            ui::note("they are not taken any more");
+            Ok(false)
+        }
+        Err(error) => Err(hinted(error)),
     }
-    let mut line = String::new();
-    let read = stdin.lock().read_line(&mut line);
-    if !echo {
-        rustix::termios::tcsetattr(&stdin, rustix::termios::OptionalActions::Now, &saved)
-            .context("turn the terminal's echo on")?;
-        ui::ask("\n");
-    }
-    read.context("read the answer")?;
-    Ok(line.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 /// Forget the credentials for a registry
@@ -318,8 +330,8 @@ pub(crate) fn logout(args: LogoutArgs) -> anyhow::Result<ExitCode> {
 /// Search Docker Hub, or the registry that TERM begins with
 #[derive(Debug, Args)]
 pub(crate) struct SearchArgs {
-    /// At most so many results
-    #[arg(long, value_name = "NUMBER", default_value_t = 25)]
+    /// At most so many results, 1 to 100
+    #[arg(long, value_name = "NUMBER", default_value_t = 25, value_parser = limit)]
     limit: usize,
     /// Show only some: stars=NUMBER, is-official=BOOL, is-automated=BOOL
     #[arg(short, long, value_name = "FILTER")]
@@ -335,6 +347,11 @@ pub(crate) struct SearchArgs {
     /// What to look for: WORD or REGISTRY/WORD
     #[arg(value_name = "TERM")]
     term: String,
+}
+
+fn limit(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=MAX_SEARCH_LIMIT).contains(number));
+    number.ok_or_else(|| format!("a limit is a number from 1 to {MAX_SEARCH_LIMIT}"))
 }
 
 pub(crate) fn search(args: SearchArgs) -> anyhow::Result<ExitCode> {
