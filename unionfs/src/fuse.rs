@@ -157,8 +157,7 @@ impl Adapter {
             return work(self, reply);
         }
         let adapter = self.clone();
-        let spawned = std::thread::Builder::new().name("copy-up".into()).spawn(move || work(&adapter, reply));
-        if let Err(e) = spawned {
+        if let Err(e) = near::spawn("copy-up", move || work(&adapter, reply)) {
             // The reply went with the closure and has answered EIO.
             tracing::error!("start a thread for a copy-up: {e}");
         }

@@ -99,6 +99,21 @@ pub(super) fn answering<T>(send: impl FnOnce() -> T) -> T {
     })
 }
 
+/// Starts a thread that may run everywhere: threads begin with the CPUs of the one that starts them.
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let cpus = LEADS.with_borrow(|near| near.as_ref().and_then(|near| near.cpus));
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    let started = thread.spawn(move || {
+        if let Some(cpus) = cpus
+            && let Err(e) = rustix::thread::sched_setaffinity(None, &cpus)
+        {
+            tracing::debug!("CPUs of a new thread: {e}");
+        }
+        work();
+    });
+    started.map(drop)
+}
+
 impl Near {
     pub(super) fn new(wanted: bool, threads: usize, device: Arc<Device>) -> Self {
         Self {
@@ -376,6 +391,25 @@ mod tests {
         assert_eq!(cpu_in(b"12 (cat) S 1 2"), None);
         assert_eq!(cpu_in(b""), None);
         assert!(cpu_of(std::process::id()).is_some());
+    }
+
+    #[test]
+    fn regression_threads_started_by_the_leader_may_run_everywhere() {
+        let all = rustix::thread::sched_getaffinity(None).unwrap();
+        let Some(first) = (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)) else { panic!("no CPU") };
+        let device = Arc::new(Device::new(std::fs::File::open("/dev/null").unwrap().into()));
+        let near = Near { cpus: Some(all), ..Near::new(false, 1, device) };
+        let (seen, told) = std::sync::mpsc::channel();
+        let leader = std::thread::spawn(move || {
+            LEADS.set(Some(Arc::new(near)));
+            let mut one = CpuSet::new();
+            one.set(first);
+            rustix::thread::sched_setaffinity(None, &one).unwrap();
+            spawn("copy-up", move || seen.send(rustix::thread::sched_getaffinity(None).unwrap()).unwrap())
+                .unwrap();
+        });
+        assert_eq!(told.recv().unwrap().count(), all.count());
+        leader.join().unwrap();
     }
 
     #[test]
