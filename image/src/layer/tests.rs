@@ -83,3 +83,34 @@ fn the_index_gets_what_is_on_disk() {
     }
     assert!(!recorded[2].2.is_empty(), "no xattr was recorded");
 }
+
+/// What comes of an archive that is unpacked on its own.
+fn outcome(tar: &[u8], limits: Limits) -> Result<tempfile::TempDir, UnpackError> {
+    let dir = tempfile::tempdir().unwrap();
+    let root = fs::File::open(dir.path()).unwrap();
+    let marks = Marks::probe(root.as_fd()).unwrap();
+    let index = dir.path().with_extension("index");
+    unpack(tar, root.into(), marks, limits)?.finish(&Stack::new(Vec::new()), &WithoutIndex, &index)?;
+    Ok(dir)
+}
+
+fn object(kind: EntryKind, path: &str, link: &str) -> (Entry, Vec<u8>) {
+    let mut entry = Entry::new(path, kind);
+    entry.link = link.into();
+    entry.mode = 0o755;
+    (entry, Vec::new())
+}
+
+/// Directories keep their extended attributes in memory until the end.
+#[test]
+fn regression_bytes_of_xattrs_are_bounded() {
+    let with_xattr = |path: &str| {
+        let mut directory = object(EntryKind::Directory, path, "");
+        directory.0.xattrs = vec![(b"user.x".to_vec(), vec![b'y'; 94])];
+        directory
+    };
+    let tar = archive(&[with_xattr("a"), with_xattr("b")]);
+    assert!(outcome(&tar, Limits { xattr_bytes: 200, ..Limits::default() }).is_ok());
+    let error = outcome(&tar, Limits { xattr_bytes: 199, ..Limits::default() }).unwrap_err();
+    assert!(matches!(error, UnpackError::Limit { what: "bytes of extended attributes", .. }), "{error}");
+}

@@ -35,13 +35,21 @@ pub struct Limits {
     pub bytes: u64,
     /// Device nodes.
     pub devices: u64,
+    /// Bytes of names and values of extended attributes.
+    pub xattr_bytes: u64,
     /// Of the archive's form.
     pub tar: TarLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 4_000_000, bytes: 1 << 40, devices: 4096, tar: TarLimits::default() }
+        Self {
+            entries: 4_000_000,
+            bytes: 1 << 40,
+            devices: 4096,
+            xattr_bytes: 256 << 20,
+            tar: TarLimits::default(),
+        }
     }
 }
 
@@ -120,6 +128,7 @@ pub struct Unpacked {
     entries: u64,
     bytes: u64,
     devices: u64,
+    xattr_bytes: u64,
     warnings: Vec<String>,
 }
 
@@ -143,6 +152,7 @@ impl Unpacked {
             entries: 0,
             bytes: 0,
             devices: 0,
+            xattr_bytes: 0,
             warnings: Vec::new(),
         }
     }
@@ -182,6 +192,13 @@ impl Unpacked {
         self.entries += 1;
         if self.entries > self.limits.entries {
             return Err(UnpackError::Limit { what: "entries", limit: self.limits.entries });
+        }
+        let xattr_bytes =
+            entry.xattrs.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum::<u64>();
+        self.xattr_bytes = self.xattr_bytes.saturating_add(xattr_bytes);
+        if self.xattr_bytes > self.limits.xattr_bytes {
+            let (what, limit) = ("bytes of extended attributes", self.limits.xattr_bytes);
+            return Err(UnpackError::Limit { what, limit });
         }
         let refused = |what| UnpackError::Refused { path: lossy(&entry.path), what };
         if entry.path.first() == Some(&b'/') {
