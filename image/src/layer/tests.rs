@@ -114,3 +114,19 @@ fn regression_bytes_of_xattrs_are_bounded() {
     let error = outcome(&tar, Limits { xattr_bytes: 199, ..Limits::default() }).unwrap_err();
     assert!(matches!(error, UnpackError::Limit { what: "bytes of extended attributes", .. }), "{error}");
 }
+
+/// Each name is short, and leads on from where a symlink ends.
+#[test]
+fn regression_trees_deeper_than_paths_are_refused() {
+    let deep = "d/".repeat(1000);
+    let deeper = |levels: usize| {
+        archive(&[
+            object(EntryKind::Directory, &deep, ""),
+            object(EntryKind::Symlink, "l", &deep),
+            object(EntryKind::Directory, &format!("l/{}", "d/".repeat(levels)), ""),
+        ])
+    };
+    remove_tree(outcome(&deeper(1048), Limits::default()).unwrap().path()).unwrap();
+    let error = outcome(&deeper(1049), Limits::default()).unwrap_err();
+    assert!(error.to_string().contains("2048 levels"), "{error}");
+}

@@ -92,6 +92,9 @@ pub enum UnpackError {
 
 /// Symlinks followed in one name, as the kernel counts them.
 const MAX_LINKS: usize = 40;
+/// Levels of directories: as many as PATH_MAX lets a path have. Symlinks on the way would allow for any number, and all
+/// work on a directory takes time in proportion.
+const MAX_DEPTH: u32 = 2048;
 /// Directories kept open.
 const KEPT_OPEN: usize = 64;
 
@@ -300,6 +303,12 @@ impl Unpacked {
     }
 
     fn make_directory(&mut self, parent: NodeId, name: &[u8], opaque: bool) -> Result<NodeId, UnpackError> {
+        if self.tree.node(parent).depth >= MAX_DEPTH {
+            let mut names = self.tree.path(parent);
+            names.push(name);
+            let what = "a directory more than 2048 levels deep, deeper than any path leads";
+            return Err(UnpackError::Refused { path: lossy(&names.join(&b'/')), what });
+        }
         let dir = self.fd(parent)?;
         let c_name = self.c_name(parent, name)?;
         self.on_disk("make directory", parent, name, rustix::fs::mkdirat(&*dir, &c_name, Mode::RWXU))?;
