@@ -53,6 +53,9 @@ impl Compression {
 /// Bytes that are decompressed at once.
 const BUFFER: usize = 256 * 1024;
 
+/// Memory of the xz decoder in KiB: a dictionary of 128 MiB (`xz -9` uses 64) and what the decoder needs beside it.
+const XZ_MEMORY_KIB: u32 = 129 << 10;
+
 /// The uncompressed stream of `input`, and how it was compressed.
 ///
 /// # Errors
@@ -72,7 +75,10 @@ pub fn decompress<'a, R: BufRead + 'a>(input: R) -> io::Result<(Compression, Box
         Compression::Bzip2 => {
             Box::new(BufReader::with_capacity(BUFFER, bzip2::bufread::MultiBzDecoder::new(input)))
         }
-        Compression::Xz => Box::new(BufReader::with_capacity(BUFFER, lzma_rust2::XzReader::new(input, true))),
+        Compression::Xz => {
+            let decoder = lzma_rust2::XzReader::new_mem_limit(input, true, XZ_MEMORY_KIB);
+            Box::new(BufReader::with_capacity(BUFFER, decoder))
+        }
     };
     Ok((compression, decoded))
 }
@@ -176,6 +182,31 @@ mod tests {
                 let twice = [bytes.clone(), bytes].concat();
                 assert_eq!(decoded(&twice).unwrap().1, text.repeat(2), "{expected:?}, two streams");
             }
+        }
+    }
+
+    /// A dictionary of up to 4 GiB was allocated on the word of a header of a few bytes.
+    #[test]
+    fn regression_xz_dictionaries_beyond_128_mib_are_refused() {
+        let mut out = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::default()).unwrap();
+        out.write_all(b"text").unwrap();
+        let good = out.finish().unwrap();
+        // The block's header follows the stream's 12 bytes (xz file format, 3.1): size, flags, filter LZMA2, length of its
+        // properties, the dictionary's size as `(2 | n & 1) << (n / 2 + 11)`.
+        assert_eq!(good[14..16], [0x21, 1]);
+        let with_dictionary = |n: u8| {
+            let mut bytes = good.clone();
+            bytes[16] = n;
+            let end = 12 + usize::from(bytes[12]) * 4;
+            let mut crc = flate2::Crc::new();
+            crc.update(&bytes[12..end]);
+            bytes[end..end + 4].copy_from_slice(&crc.sum().to_le_bytes());
+            bytes
+        };
+        assert_eq!(decoded(&with_dictionary(30)).unwrap().1, b"text", "128 MiB");
+        for n in [31, 40] {
+            let error = decoded(&with_dictionary(n)).unwrap_err();
+            assert!(error.to_string().contains("memory"), "{n}: {error}");
         }
     }
 

@@ -32,8 +32,9 @@ pub use lock::UseLock;
 pub use names::NamedImage;
 
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,10 +69,11 @@ impl Store {
                     "not an OCI image layout of version 1.0.0; the store was made by another program",
                 ));
             }
+            store.close_layers()?;
             return Ok(store);
         }
         for (directory, mode) in
-            [("", 0o711), ("blobs/sha256", 0o711), ("layers/sha256", 0o711), ("tmp", 0o700)]
+            [("", 0o711), ("blobs/sha256", 0o711), ("layers/sha256", 0o700), ("tmp", 0o700)]
         {
             let path = store.root.join(directory);
             fs::DirBuilder::new()
@@ -80,6 +82,7 @@ impl Store {
                 .create(&path)
                 .map_err(Error::io("make store directory", &path))?;
         }
+        store.close_layers()?;
         // Last, as the sign that all of it is there.
         let lock = store.lock_names()?;
         if !store.index_path().exists() {
@@ -87,6 +90,34 @@ impl Store {
         }
         store.write_file(&layout, LAYOUT.as_bytes())?;
         Ok(store)
+    }
+
+    /// Lets nobody but the owner in to the unpacked trees: they hold set-id files of images that nobody has chosen
+    /// to run here. Earlier versions left the directory open.
+    fn close_layers(&self) -> Result<(), Error> {
+        let path = self.root.join("layers");
+        let mode = match fs::metadata(&path) {
+            Ok(metadata) => metadata.permissions().mode(),
+            // A plain OCI layout: the directory is made with the first layer.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("look at", &path)(error)),
+        };
+        if mode & 0o077 == 0 {
+            return Ok(());
+        }
+        match fs::set_permissions(&path, fs::Permissions::from_mode(0o700)) {
+            // Another user's store, or one that is mounted read-only, can still be read.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                tracing::warn!(%error, path = %path.display(), "other users can enter; remedy: chmod 0700");
+                Ok(())
+            }
+            result => result.map_err(Error::io("close to other users", &path)),
+        }
     }
 
     /// With other limits for layers.

@@ -83,3 +83,103 @@ fn the_index_gets_what_is_on_disk() {
     }
     assert!(!recorded[2].2.is_empty(), "no xattr was recorded");
 }
+
+/// What comes of an archive that is unpacked on its own.
+fn outcome(tar: &[u8], limits: Limits) -> Result<tempfile::TempDir, UnpackError> {
+    let dir = tempfile::tempdir().unwrap();
+    let root = fs::File::open(dir.path()).unwrap();
+    let marks = Marks::probe(root.as_fd()).unwrap();
+    let index = dir.path().with_extension("index");
+    unpack(tar, root.into(), marks, limits)?.finish(&Stack::new(Vec::new()), &WithoutIndex, &index)?;
+    Ok(dir)
+}
+
+fn object(kind: EntryKind, path: &str, link: &str) -> (Entry, Vec<u8>) {
+    let mut entry = Entry::new(path, kind);
+    entry.link = link.into();
+    entry.mode = 0o755;
+    (entry, Vec::new())
+}
+
+/// Directories keep their extended attributes in memory until the end.
+#[test]
+fn regression_bytes_of_xattrs_are_bounded() {
+    let with_xattr = |path: &str| {
+        let mut directory = object(EntryKind::Directory, path, "");
+        directory.0.xattrs = vec![(b"user.x".to_vec(), vec![b'y'; 94])];
+        directory
+    };
+    let tar = archive(&[with_xattr("a"), with_xattr("b")]);
+    assert!(outcome(&tar, Limits { xattr_bytes: 200, ..Limits::default() }).is_ok());
+    let error = outcome(&tar, Limits { xattr_bytes: 199, ..Limits::default() }).unwrap_err();
+    assert!(matches!(error, UnpackError::Limit { what: "bytes of extended attributes", .. }), "{error}");
+}
+
+/// Each name is short, and leads on from where a symlink ends.
+#[test]
+fn regression_trees_deeper_than_paths_are_refused() {
+    let deep = "d/".repeat(1000);
+    let deeper = |levels: usize| {
+        archive(&[
+            object(EntryKind::Directory, &deep, ""),
+            object(EntryKind::Symlink, "l", &deep),
+            object(EntryKind::Directory, &format!("l/{}", "d/".repeat(levels)), ""),
+        ])
+    };
+    remove_tree(outcome(&deeper(1048), Limits::default()).unwrap().path()).unwrap();
+    let error = outcome(&deeper(1049), Limits::default()).unwrap_err();
+    assert!(error.to_string().contains("2048 levels"), "{error}");
+}
+
+/// One entry can ask for two thousand directories.
+#[test]
+fn regression_missing_parents_count_as_entries() {
+    let tar = archive(&[file("a/b/c", b""), file("a/b/d", b"")]);
+    assert!(outcome(&tar, Limits { entries: 4, ..Limits::default() }).is_ok());
+    let error = outcome(&tar, Limits { entries: 3, ..Limits::default() }).unwrap_err();
+    assert!(matches!(error, UnpackError::Limit { what: "entries", limit: 3 }), "{error}");
+}
+
+/// A directory of such a name would hide what is below, or make its parent opaque.
+#[test]
+fn regression_names_through_whiteouts_are_refused() {
+    for entries in [
+        vec![file("a/.wh.b/c", b"")],
+        vec![file(".wh.b/c", b"")],
+        vec![file("d/.wh..wh..opq/c", b"")],
+        vec![file(".wh..wh..opq/c", b"")],
+        vec![file("a/.wh.b/.wh.c", b"")],
+        vec![object(EntryKind::Symlink, "l", "a/.wh.b"), file("l/c", b"")],
+        vec![object(EntryKind::Symlink, "l", "d/.wh..wh..opq/.."), file("l/c", b"")],
+    ] {
+        let error = outcome(&archive(&entries), Limits::default()).unwrap_err();
+        assert!(error.to_string().contains("whiteout"), "{:?}: {error}", entries.last().map(|e| &e.0.path));
+    }
+    // What AUFS kept for itself has no place in the tree.
+    let dir = outcome(&archive(&[file(".wh..wh.plnk/1.2", b"")]), Limits::default()).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// Whoever reads the tree with marks of the other form finds none that the archive made up.
+#[test]
+fn regression_marks_of_both_forms_are_escaped() {
+    for trusted in [true, false] {
+        let marks = Marks { trusted, devices: true, overrides: false };
+        for (name, stored) in [
+            ("trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
+            ("user.overlay.opaque", "user.overlay.overlay.opaque"),
+            ("user.overlay.overlay.x", "user.overlay.overlay.overlay.x"),
+            ("user.overlayx", "user.overlayx"),
+        ] {
+            let found = marks.stored(name.as_bytes()).unwrap();
+            assert_eq!(found.to_str(), Ok(stored), "{name}, trusted: {trusted}");
+        }
+    }
+    // And they show as the archive has them.
+    let mut directory = object(EntryKind::Directory, "d", "");
+    directory.0.xattrs = vec![(b"user.overlay.opaque".to_vec(), b"y".to_vec())];
+    let dir = outcome(&archive(&[directory.clone()]), Limits::default()).unwrap();
+    let stack = Stack::open(&[dir.path()]).unwrap();
+    let shown = stack.lookup(&[b"d"]).unwrap().unwrap().describe(&stack).unwrap();
+    assert_eq!(shown.xattrs, directory.0.xattrs);
+}

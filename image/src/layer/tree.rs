@@ -21,6 +21,8 @@ pub(super) struct Node {
     pub(super) parent: NodeId,
     pub(super) name: Box<[u8]>,
     pub(super) inode: InodeId,
+    /// Names that lead to it from the root.
+    pub(super) depth: u32,
     pub(super) children: BTreeMap<Box<[u8]>, NodeId>,
 }
 
@@ -73,7 +75,13 @@ impl Tree {
         let plan = DirectoryPlan { mode: 0o755, is_implied: true, ..DirectoryPlan::default() };
         let mut tree = Self { nodes: Vec::new(), inodes: Vec::new() };
         let inode = tree.add_inode(Kind::Directory(Box::new(plan)));
-        tree.nodes.push(Node { parent: ROOT, name: Box::default(), inode, children: BTreeMap::new() });
+        tree.nodes.push(Node {
+            parent: ROOT,
+            name: Box::default(),
+            inode,
+            depth: 0,
+            children: BTreeMap::new(),
+        });
         tree
     }
 
@@ -86,7 +94,8 @@ impl Tree {
     /// Puts a name for `inode` where there is none.
     pub(super) fn add_name(&mut self, parent: NodeId, name: &[u8], inode: InodeId) -> NodeId {
         let id = self.nodes.len() as NodeId;
-        self.nodes.push(Node { parent, name: name.into(), inode, children: BTreeMap::new() });
+        let depth = self.node(parent).depth + 1;
+        self.nodes.push(Node { parent, name: name.into(), inode, depth, children: BTreeMap::new() });
         self.nodes[parent as usize].children.insert(name.into(), id);
         id
     }

@@ -29,19 +29,27 @@ use crate::tar::{Entry, EntryKind, TarError, TarLimits, TarReader, lossy};
 /// What one layer may ask for before it is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries of the archive.
+    /// Entries of the archive, and directories that it does not have but needs.
     pub entries: u64,
     /// Bytes of file data, holes not counted.
     pub bytes: u64,
     /// Device nodes.
     pub devices: u64,
+    /// Bytes of names and values of extended attributes.
+    pub xattr_bytes: u64,
     /// Of the archive's form.
     pub tar: TarLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 4_000_000, bytes: 1 << 40, devices: 4096, tar: TarLimits::default() }
+        Self {
+            entries: 4_000_000,
+            bytes: 1 << 40,
+            devices: 4096,
+            xattr_bytes: 256 << 20,
+            tar: TarLimits::default(),
+        }
     }
 }
 
@@ -84,6 +92,9 @@ pub enum UnpackError {
 
 /// Symlinks followed in one name, as the kernel counts them.
 const MAX_LINKS: usize = 40;
+/// Levels of directories: as many as PATH_MAX lets a path have. Symlinks on the way would allow for any number, and all
+/// work on a directory takes time in proportion.
+const MAX_DEPTH: u32 = 2048;
 /// Directories kept open.
 const KEPT_OPEN: usize = 64;
 
@@ -118,8 +129,11 @@ pub struct Unpacked {
     /// Directories that no entry has described so far.
     implied: u64,
     entries: u64,
+    /// Directories made because entries lie in them.
+    parents: u64,
     bytes: u64,
     devices: u64,
+    xattr_bytes: u64,
     warnings: Vec<String>,
 }
 
@@ -141,8 +155,10 @@ impl Unpacked {
             // The root.
             implied: 1,
             entries: 0,
+            parents: 0,
             bytes: 0,
             devices: 0,
+            xattr_bytes: 0,
             warnings: Vec::new(),
         }
     }
@@ -180,8 +196,13 @@ impl Unpacked {
 
     fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), UnpackError> {
         self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(UnpackError::Limit { what: "entries", limit: self.limits.entries });
+        self.check_entries()?;
+        let xattr_bytes =
+            entry.xattrs.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum::<u64>();
+        self.xattr_bytes = self.xattr_bytes.saturating_add(xattr_bytes);
+        if self.xattr_bytes > self.limits.xattr_bytes {
+            let (what, limit) = ("bytes of extended attributes", self.limits.xattr_bytes);
+            return Err(UnpackError::Limit { what, limit });
         }
         let refused = |what| UnpackError::Refused { path: lossy(&entry.path), what };
         if entry.path.first() == Some(&b'/') {
@@ -194,6 +215,10 @@ impl Unpacked {
             }
             return self.plan(ROOT, entry);
         };
+        // What is in AUFS' own directories is none either.
+        if parents.first().is_some_and(|first| first.starts_with(b".wh..wh.") && *first != b".wh..wh..opq") {
+            return Ok(());
+        }
         // In front of whiteouts too, so that they mean what they would mean anywhere.
         let parent = match self.directory(parents, &entry.path) {
             // umoci notes what was in a directory that the layer replaces by a file: all of that is gone anyway.
@@ -242,6 +267,20 @@ impl Unpacked {
         }
     }
 
+    /// Directories that the archive only takes for granted cost as much as those it has.
+    fn check_entries(&self) -> Result<(), UnpackError> {
+        if self.entries + self.parents > self.limits.entries {
+            return Err(UnpackError::Limit { what: "entries", limit: self.limits.entries });
+        }
+        Ok(())
+    }
+
+    fn make_parent(&mut self, parent: NodeId, name: &[u8], opaque: bool) -> Result<NodeId, UnpackError> {
+        self.parents += 1;
+        self.check_entries()?;
+        self.make_directory(parent, name, opaque)
+    }
+
     /// The directory that `names` lead to, made where it is missing.
     fn directory(&mut self, names: &[&[u8]], of: &[u8]) -> Result<NodeId, UnpackError> {
         let refused = |what| UnpackError::Refused { path: lossy(of), what };
@@ -253,8 +292,11 @@ impl Unpacked {
                 at = self.tree.node(at).parent;
                 continue;
             }
+            if name.starts_with(b".wh.") {
+                return Err(refused("its name leads through a whiteout (`.wh.`), which is no directory"));
+            }
             let Some(id) = self.tree.child(at, &name) else {
-                at = self.make_directory(at, &name, false)?;
+                at = self.make_parent(at, &name, false)?;
                 continue;
             };
             match self.tree.kind(id) {
@@ -272,7 +314,7 @@ impl Unpacked {
                 }
                 Kind::Whiteout => {
                     self.remove(id)?;
-                    at = self.make_directory(at, &name, true)?;
+                    at = self.make_parent(at, &name, true)?;
                 }
                 Kind::File | Kind::Special | Kind::Pending => {
                     return Err(refused(NOT_A_DIRECTORY));
@@ -283,6 +325,12 @@ impl Unpacked {
     }
 
     fn make_directory(&mut self, parent: NodeId, name: &[u8], opaque: bool) -> Result<NodeId, UnpackError> {
+        if self.tree.node(parent).depth >= MAX_DEPTH {
+            let mut names = self.tree.path(parent);
+            names.push(name);
+            let what = "a directory more than 2048 levels deep, deeper than any path leads";
+            return Err(UnpackError::Refused { path: lossy(&names.join(&b'/')), what });
+        }
         let dir = self.fd(parent)?;
         let c_name = self.c_name(parent, name)?;
         self.on_disk("make directory", parent, name, rustix::fs::mkdirat(&*dir, &c_name, Mode::RWXU))?;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -105,7 +106,12 @@ impl Store {
         self.write_file(&staged.join("layer.json"), &text)?;
         let place = self.layer_path(&record.diff_id);
         let directory = place.parent().map(Path::to_owned).unwrap_or_default();
-        fs::create_dir_all(&directory).map_err(Error::io("make", &directory))?;
+        // Also where another program made the layout: see `Store::close_layers`.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(Error::io("make", &directory))?;
         match fs::rename(staged, &place) {
             Ok(()) => {}
             Err(_) if place.is_dir() => {

@@ -196,3 +196,20 @@ fn many_at_once_add_remove_and_collect() {
     let report = store.check(false).unwrap();
     assert_eq!(report.problems, []);
 }
+
+/// Trees hold set-id files: no other user may reach them, in stores of earlier versions neither.
+#[test]
+fn regression_other_users_cannot_reach_unpacked_trees() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let layers = store(dir.path()).root().join("layers");
+    let mode = || fs::metadata(&layers).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(), 0o700, "a new store");
+    fs::set_permissions(&layers, fs::Permissions::from_mode(0o755)).unwrap();
+    let store = store(dir.path());
+    assert_eq!(mode(), 0o700, "a store of an earlier version");
+    // An OCI layout of another program has no such directory.
+    fs::remove_dir_all(&layers).unwrap();
+    add(&store, "one", "1");
+    assert_eq!(mode(), 0o700, "made with the first layer");
+}

@@ -1,6 +1,16 @@
 //! PAX headers: `LENGTH KEY=VALUE\n` records (POSIX.1-2008, pax, "pax Extended Header").
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::Timestamp;
+
+/// Bytes of a name, and of an extended attribute's value (`XATTR_SIZE_MAX` of linux/limits.h).
+const MAX_VALUE: usize = 64 << 10;
+/// Bytes of all records of one header, and of one entry's extended attributes.
+pub(super) const MAX_RECORDS: usize = 1 << 20;
+/// Numbers in a sparse map, however many headers it is spread over.
+const MAX_MAP: usize = 2 << 20;
 
 /// What PAX headers said about the next entry, or about all that follow.
 #[derive(Debug, Clone, Default)]
@@ -13,7 +23,10 @@ pub(super) struct Pax {
     pub(super) mtime: Option<Timestamp>,
     pub(super) atime: Option<Timestamp>,
     pub(super) device: (Option<u64>, Option<u64>),
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Shared: what a global header says is not copied for each entry.
+    pub(super) xattrs: Arc<BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// Bytes of their names and values.
+    xattr_bytes: usize,
     pub(super) sparse: Sparse,
 }
 
@@ -30,7 +43,10 @@ pub(super) struct Sparse {
 
 impl Pax {
     /// Takes the records of one header; later ones win.
-    pub(super) fn read(&mut self, mut records: &[u8]) -> Result<(), &'static str> {
+    pub(super) fn read(&mut self, mut records: &[u8], max_xattrs: u64) -> Result<(), &'static str> {
+        if records.len() > MAX_RECORDS {
+            return Err("more than the limit of 1 MiB of records");
+        }
         while !records.is_empty() {
             // Some writers pad with NULs.
             if records.iter().all(|byte| *byte == 0) {
@@ -45,13 +61,13 @@ impl Pax {
             let (record, rest) = records.split_at(len);
             let record = record[space + 1..].strip_suffix(b"\n").ok_or("a record without newline")?;
             let equals = record.iter().position(|b| *b == b'=').ok_or("a record without `=`")?;
-            self.set(&record[..equals], &record[equals + 1..])?;
+            self.set(&record[..equals], &record[equals + 1..], max_xattrs)?;
             records = rest;
         }
         Ok(())
     }
 
-    fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
+    fn set(&mut self, key: &[u8], value: &[u8], max_xattrs: u64) -> Result<(), &'static str> {
         match key {
             b"path" => self.path = name(value)?,
             b"linkpath" => self.link = name(value)?,
@@ -70,6 +86,9 @@ impl Pax {
             }
             b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
                 self.sparse.has_map = true;
+                if self.sparse.map.len() == MAX_MAP {
+                    return Err("a sparse map beyond the limit of 1,048,576 pieces");
+                }
                 self.sparse.map.push(decimal(value).ok_or("a sparse map that is no number")?);
             }
             b"GNU.sparse.map" => {
@@ -87,10 +106,26 @@ impl Pax {
                     if xattr.is_empty() || xattr.contains(&0) {
                         return Err("an extended attribute whose name is none");
                     }
-                    self.xattrs.retain(|(known, _)| known != xattr);
-                    self.xattrs.push((xattr.to_vec(), value.to_vec()));
+                    self.set_xattr(xattr, value, max_xattrs)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn set_xattr(&mut self, name: &[u8], value: &[u8], max: u64) -> Result<(), &'static str> {
+        if value.len() > MAX_VALUE {
+            return Err("an extended attribute beyond the limit of 64 KiB");
+        }
+        let xattrs = Arc::make_mut(&mut self.xattrs);
+        let old = xattrs.insert(name.to_vec(), value.to_vec());
+        self.xattr_bytes += value.len() + if old.is_none() { name.len() } else { 0 };
+        self.xattr_bytes -= old.map_or(0, |old| old.len());
+        if xattrs.len() as u64 > max {
+            return Err("more extended attributes than the limit for one entry");
+        }
+        if self.xattr_bytes > MAX_RECORDS {
+            return Err("extended attributes beyond the limit of 1 MiB for one entry");
         }
         Ok(())
     }
@@ -124,6 +159,9 @@ fn optional<T>(
 fn name(value: &[u8]) -> Result<Option<Vec<u8>>, &'static str> {
     if value.contains(&0) {
         return Err("a name with a NUL in it");
+    }
+    if value.len() > MAX_VALUE {
+        return Err("a name beyond the limit of 64 KiB");
     }
     Ok((!value.is_empty()).then(|| value.to_vec()))
 }
@@ -179,7 +217,7 @@ mod tests {
             append(&mut records, b"path", &vec![b'x'; len]);
             append(&mut records, b"uid", b"7");
             let mut pax = Pax::default();
-            pax.read(&records).unwrap();
+            pax.read(&records, 10).unwrap();
             assert_eq!(pax.path.unwrap_or_default().len(), len);
             assert_eq!(pax.uid, Some(7));
         }
@@ -206,7 +244,39 @@ mod tests {
     #[test]
     fn bad_records_are_refused() {
         for bad in [&b"x"[..], b"5 a=b\n9", b"3 a\n", b"99 a=b\n", b"0 a=b\n", b"6 a=bc", b"12 path=a\0b\n"] {
-            assert!(Pax::default().read(bad).is_err(), "{:?}", String::from_utf8_lossy(bad));
+            assert!(Pax::default().read(bad, 10).is_err(), "{:?}", String::from_utf8_lossy(bad));
         }
+    }
+
+    fn xattr(name: &str, value_len: usize) -> Vec<u8> {
+        let mut records = Vec::new();
+        append(&mut records, format!("SCHILY.xattr.user.{name}").as_bytes(), &vec![b'x'; value_len]);
+        records
+    }
+
+    /// Many small records took a time that was the square of their number.
+    #[test]
+    fn regression_extended_attributes_are_bounded_while_they_are_read() {
+        let read = |pax: &mut Pax, records: &[u8]| pax.read(records, 4096);
+        assert!(read(&mut Pax::default(), &xattr("a", MAX_VALUE)).is_ok());
+        assert!(read(&mut Pax::default(), &xattr("a", MAX_VALUE + 1)).unwrap_err().contains("64 KiB"));
+        let many: Vec<u8> = (0..4097).flat_map(|n| xattr(&n.to_string(), 0)).collect();
+        assert!(read(&mut Pax::default(), &many).unwrap_err().contains("more extended attributes"));
+        assert!(read(&mut Pax::default(), &vec![0; MAX_RECORDS + 1]).unwrap_err().contains("1 MiB"));
+        // However many headers they are spread over; one that is set again counts once.
+        let mut pax = Pax::default();
+        for _ in 0..40 {
+            read(&mut pax, &xattr("same", MAX_VALUE)).unwrap();
+        }
+        let error = (0..40).find_map(|n| read(&mut pax, &xattr(&n.to_string(), MAX_VALUE)).err());
+        assert!(error.is_some_and(|error| error.contains("1 MiB")), "{error:?}");
+    }
+
+    #[test]
+    fn regression_global_records_are_shared() {
+        let mut global = Pax::default();
+        global.read(&xattr("a", 1000), 10).unwrap();
+        let entry = global.clone();
+        assert!(Arc::ptr_eq(&global.xattrs, &entry.xattrs));
     }
 }

@@ -3,13 +3,13 @@
 use std::io::{self, BufRead};
 
 use super::header::{Format, Header, sparse_pieces};
-use super::pax::{Pax, decimal};
+use super::pax::{MAX_RECORDS, Pax, decimal};
 use super::{BLOCK, Entry, EntryKind, TarError, lossy};
 
 /// What an archive may ask for before it is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TarLimits {
-    /// Bytes of a PAX header, or of a GNU long name.
+    /// Bytes of a PAX header (1 MiB at most), or of a GNU long name.
     pub extension: u64,
     /// Bytes of a path or of a link's target.
     pub path: u64,
@@ -75,6 +75,7 @@ impl<R: BufRead> TarReader<R> {
         let mut pax = self.global.clone();
         let (mut long_name, mut long_link) = (None, None);
         let mut extended = false;
+        let xattrs = self.limits.xattrs;
         loop {
             let at = self.position;
             let Some(block) = self.read_header(extended)? else { return Ok(None) };
@@ -87,16 +88,25 @@ impl<R: BufRead> TarReader<R> {
                 .map_err(|_| field("a negative size"))?;
             match header.type_flag() {
                 b'x' | b'X' => {
-                    let records = self.read_extension(size, "a PAX header")?;
-                    pax.read(&records).map_err(|what| TarError::Pax { at, what })?;
+                    let records = self.read_extension(size, "a PAX header", MAX_RECORDS as u64)?;
+                    pax.read(&records, xattrs).map_err(|what| TarError::Pax { at, what })?;
                 }
                 b'g' => {
-                    let records = self.read_extension(size, "a PAX header")?;
-                    self.global.read(&records).map_err(|what| TarError::Pax { at, what })?;
-                    pax.read(&records).map_err(|what| TarError::Pax { at, what })?;
+                    let records = self.read_extension(size, "a PAX header", MAX_RECORDS as u64)?;
+                    self.global.read(&records, xattrs).map_err(|what| TarError::Pax { at, what })?;
+                    if self.global.sparse.has_map {
+                        return Err(TarError::Pax { at, what: "a sparse map for all entries" });
+                    }
+                    pax.read(&records, xattrs).map_err(|what| TarError::Pax { at, what })?;
                 }
-                b'L' => long_name = Some(trimmed(self.read_extension(size, "a long name")?)),
-                b'K' => long_link = Some(trimmed(self.read_extension(size, "a long name")?)),
+                b'L' => {
+                    long_name =
+                        Some(trimmed(self.read_extension(size, "a long name", self.limits.extension)?))
+                }
+                b'K' => {
+                    long_link =
+                        Some(trimmed(self.read_extension(size, "a long name", self.limits.extension)?))
+                }
                 // A volume's label describes no object.
                 b'V' => {
                     self.set_data(size);
@@ -233,9 +243,10 @@ impl<R: BufRead> TarReader<R> {
         Ok(true)
     }
 
-    fn read_extension(&mut self, size: u64, what: &'static str) -> Result<Vec<u8>, TarError> {
-        if size > self.limits.extension {
-            return Err(TarError::Limit { path: String::new(), what, limit: self.limits.extension });
+    fn read_extension(&mut self, size: u64, what: &'static str, most: u64) -> Result<Vec<u8>, TarError> {
+        let limit = self.limits.extension.min(most);
+        if size > limit {
+            return Err(TarError::Limit { path: String::new(), what, limit });
         }
         self.set_data(size);
         let bytes = self.read_data(size)?;
@@ -266,8 +277,7 @@ impl<R: BufRead> TarReader<R> {
             }
             _ => (0, 0),
         };
-        let mut xattrs = pax.xattrs.clone();
-        xattrs.sort_unstable();
+        let xattrs = pax.xattrs.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
         Ok(Entry {
             kind,
             link: pax.link.clone().unwrap_or_else(|| header.link()),
