@@ -130,3 +130,12 @@ fn regression_trees_deeper_than_paths_are_refused() {
     let error = outcome(&deeper(1049), Limits::default()).unwrap_err();
     assert!(error.to_string().contains("2048 levels"), "{error}");
 }
+
+/// One entry can ask for two thousand directories.
+#[test]
+fn regression_missing_parents_count_as_entries() {
+    let tar = archive(&[file("a/b/c", b""), file("a/b/d", b"")]);
+    assert!(outcome(&tar, Limits { entries: 4, ..Limits::default() }).is_ok());
+    let error = outcome(&tar, Limits { entries: 3, ..Limits::default() }).unwrap_err();
+    assert!(matches!(error, UnpackError::Limit { what: "entries", limit: 3 }), "{error}");
+}

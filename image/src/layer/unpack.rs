@@ -29,7 +29,7 @@ use crate::tar::{Entry, EntryKind, TarError, TarLimits, TarReader, lossy};
 /// What one layer may ask for before it is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries of the archive.
+    /// Entries of the archive, and directories that it does not have but needs.
     pub entries: u64,
     /// Bytes of file data, holes not counted.
     pub bytes: u64,
@@ -129,6 +129,8 @@ pub struct Unpacked {
     /// Directories that no entry has described so far.
     implied: u64,
     entries: u64,
+    /// Directories made because entries lie in them.
+    parents: u64,
     bytes: u64,
     devices: u64,
     xattr_bytes: u64,
@@ -153,6 +155,7 @@ impl Unpacked {
             // The root.
             implied: 1,
             entries: 0,
+            parents: 0,
             bytes: 0,
             devices: 0,
             xattr_bytes: 0,
@@ -193,9 +196,7 @@ impl Unpacked {
 
     fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut TarReader<R>) -> Result<(), UnpackError> {
         self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(UnpackError::Limit { what: "entries", limit: self.limits.entries });
-        }
+        self.check_entries()?;
         let xattr_bytes =
             entry.xattrs.iter().map(|(name, value)| (name.len() + value.len()) as u64).sum::<u64>();
         self.xattr_bytes = self.xattr_bytes.saturating_add(xattr_bytes);
@@ -262,6 +263,20 @@ impl Unpacked {
         }
     }
 
+    /// Directories that the archive only takes for granted cost as much as those it has.
+    fn check_entries(&self) -> Result<(), UnpackError> {
+        if self.entries + self.parents > self.limits.entries {
+            return Err(UnpackError::Limit { what: "entries", limit: self.limits.entries });
+        }
+        Ok(())
+    }
+
+    fn make_parent(&mut self, parent: NodeId, name: &[u8], opaque: bool) -> Result<NodeId, UnpackError> {
+        self.parents += 1;
+        self.check_entries()?;
+        self.make_directory(parent, name, opaque)
+    }
+
     /// The directory that `names` lead to, made where it is missing.
     fn directory(&mut self, names: &[&[u8]], of: &[u8]) -> Result<NodeId, UnpackError> {
         let refused = |what| UnpackError::Refused { path: lossy(of), what };
@@ -274,7 +289,7 @@ impl Unpacked {
                 continue;
             }
             let Some(id) = self.tree.child(at, &name) else {
-                at = self.make_directory(at, &name, false)?;
+                at = self.make_parent(at, &name, false)?;
                 continue;
             };
             match self.tree.kind(id) {
@@ -292,7 +307,7 @@ impl Unpacked {
                 }
                 Kind::Whiteout => {
                     self.remove(id)?;
-                    at = self.make_directory(at, &name, true)?;
+                    at = self.make_parent(at, &name, true)?;
                 }
                 Kind::File | Kind::Special | Kind::Pending => {
                     return Err(refused(NOT_A_DIRECTORY));
