@@ -139,3 +139,23 @@ fn regression_missing_parents_count_as_entries() {
     let error = outcome(&tar, Limits { entries: 3, ..Limits::default() }).unwrap_err();
     assert!(matches!(error, UnpackError::Limit { what: "entries", limit: 3 }), "{error}");
 }
+
+/// A directory of such a name would hide what is below, or make its parent opaque.
+#[test]
+fn regression_names_through_whiteouts_are_refused() {
+    for entries in [
+        vec![file("a/.wh.b/c", b"")],
+        vec![file(".wh.b/c", b"")],
+        vec![file("d/.wh..wh..opq/c", b"")],
+        vec![file(".wh..wh..opq/c", b"")],
+        vec![file("a/.wh.b/.wh.c", b"")],
+        vec![object(EntryKind::Symlink, "l", "a/.wh.b"), file("l/c", b"")],
+        vec![object(EntryKind::Symlink, "l", "d/.wh..wh..opq/.."), file("l/c", b"")],
+    ] {
+        let error = outcome(&archive(&entries), Limits::default()).unwrap_err();
+        assert!(error.to_string().contains("whiteout"), "{:?}: {error}", entries.last().map(|e| &e.0.path));
+    }
+    // What AUFS kept for itself has no place in the tree.
+    let dir = outcome(&archive(&[file(".wh..wh.plnk/1.2", b"")]), Limits::default()).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}

@@ -215,6 +215,10 @@ impl Unpacked {
             }
             return self.plan(ROOT, entry);
         };
+        // What is in AUFS' own directories is none either.
+        if parents.first().is_some_and(|first| first.starts_with(b".wh..wh.") && *first != b".wh..wh..opq") {
+            return Ok(());
+        }
         // In front of whiteouts too, so that they mean what they would mean anywhere.
         let parent = match self.directory(parents, &entry.path) {
             // umoci notes what was in a directory that the layer replaces by a file: all of that is gone anyway.
@@ -287,6 +291,9 @@ impl Unpacked {
             if name == b".." {
                 at = self.tree.node(at).parent;
                 continue;
+            }
+            if name.starts_with(b".wh.") {
+                return Err(refused("its name leads through a whiteout (`.wh.`), which is no directory"));
             }
             let Some(id) = self.tree.child(at, &name) else {
                 at = self.make_parent(at, &name, false)?;
