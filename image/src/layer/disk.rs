@@ -16,6 +16,9 @@ use crate::tar::{Timestamp, Xattr};
 /// Where owner, mode and type are kept that the disk cannot store (containers/storage, `override_stat`).
 pub(super) const OVERRIDE_STAT: &CStr = c"user.containers.override_stat";
 
+/// In front of the names of marks.
+pub(super) const PREFIXES: [&str; 2] = ["trusted.overlay.", "user.overlay."];
+
 /// In which form marks and attributes are kept: what this process may write here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
@@ -51,11 +54,6 @@ impl Marks {
         Ok(marks)
     }
 
-    /// `trusted.overlay.` or `user.overlay.`
-    pub(super) fn prefix(self) -> &'static str {
-        if self.trusted { "trusted.overlay." } else { "user.overlay." }
-    }
-
     pub(super) fn opaque(self) -> &'static CStr {
         if self.trusted { c"trusted.overlay.opaque" } else { c"user.overlay.opaque" }
     }
@@ -68,9 +66,12 @@ impl Marks {
         {
             return None;
         }
-        if let Some(rest) = name.strip_prefix(self.prefix().as_bytes()) {
-            // The nesting escape: it shows as the archive has it, and means nothing.
-            return CString::new([self.prefix().as_bytes(), b"overlay.", rest].concat()).ok();
+        // Both, whichever are written here: the tree may be read with the others one day.
+        for prefix in PREFIXES {
+            if let Some(rest) = name.strip_prefix(prefix.as_bytes()) {
+                // The nesting escape: it shows as the archive has it, and means nothing.
+                return CString::new([prefix.as_bytes(), b"overlay.", rest].concat()).ok();
+            }
         }
         CString::new(name).ok()
     }

@@ -334,7 +334,7 @@ impl Stack {
     }
 
     fn mark(&self, target: Target<'_>, name: &str) -> Result<Option<Vec<u8>>, Errno> {
-        for prefix in ["trusted.overlay.", "user.overlay."] {
+        for prefix in disk::PREFIXES {
             if prefix == "trusted.overlay." && !self.trusted {
                 continue;
             }
@@ -381,9 +381,14 @@ impl Stack {
 
     /// What the xattr `stored` is called in the merged view; `None` for marks.
     fn shown(&self, stored: Vec<u8>) -> Option<Vec<u8>> {
-        let prefix: &[u8] = if self.trusted { b"trusted.overlay." } else { b"user.overlay." };
-        if let Some(rest) = stored.strip_prefix(prefix) {
-            return rest.strip_prefix(b"overlay.").map(|rest| [prefix, rest].concat());
+        let own = if self.trusted { "trusted.overlay." } else { "user.overlay." };
+        for prefix in disk::PREFIXES {
+            let Some(rest) = stored.strip_prefix(prefix.as_bytes()) else { continue };
+            if let Some(rest) = rest.strip_prefix(b"overlay.") {
+                return Some([prefix.as_bytes(), rest].concat());
+            }
+            // Those of the other form are data where no mount reads them.
+            return (prefix != own).then_some(stored);
         }
         let is_mark = stored == OVERRIDE_STAT.to_bytes()
             || stored == b"security.fuseoverlayfs.override_stat"

@@ -159,3 +159,27 @@ fn regression_names_through_whiteouts_are_refused() {
     let dir = outcome(&archive(&[file(".wh..wh.plnk/1.2", b"")]), Limits::default()).unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+/// Whoever reads the tree with marks of the other form finds none that the archive made up.
+#[test]
+fn regression_marks_of_both_forms_are_escaped() {
+    for trusted in [true, false] {
+        let marks = Marks { trusted, devices: true, overrides: false };
+        for (name, stored) in [
+            ("trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
+            ("user.overlay.opaque", "user.overlay.overlay.opaque"),
+            ("user.overlay.overlay.x", "user.overlay.overlay.overlay.x"),
+            ("user.overlayx", "user.overlayx"),
+        ] {
+            let found = marks.stored(name.as_bytes()).unwrap();
+            assert_eq!(found.to_str(), Ok(stored), "{name}, trusted: {trusted}");
+        }
+    }
+    // And they show as the archive has them.
+    let mut directory = object(EntryKind::Directory, "d", "");
+    directory.0.xattrs = vec![(b"user.overlay.opaque".to_vec(), b"y".to_vec())];
+    let dir = outcome(&archive(&[directory.clone()]), Limits::default()).unwrap();
+    let stack = Stack::open(&[dir.path()]).unwrap();
+    let shown = stack.lookup(&[b"d"]).unwrap().unwrap().describe(&stack).unwrap();
+    assert_eq!(shown.xattrs, directory.0.xattrs);
+}
