@@ -26,7 +26,6 @@ fn bad_options_are_refused_before_anything_is_mounted() {
         ("mount -o lowerdir=base,verity=require merged", &["verity=require", "not supported"]),
         ("mount --lower top -o lowerdir=base merged", &["--lower", "lowerdir="]),
         ("mount -o lowerdir=base", &["no mountpoint"]),
-        ("mount some/image:tag merged", &["some/image:tag", "no image store"]),
         ("mount --frobnicate", &["--frobnicate"]),
         ("mount --list merged", &["--list"]),
         ("frobnicate", &["frobnicate"]),
@@ -41,6 +40,14 @@ fn bad_options_are_refused_before_anything_is_mounted() {
         assert!(!world.is_mounted("merged"), "{line}");
     }
     assert_eq!(fs::read_dir(world.at("work")).unwrap().count(), 0, "nothing was touched");
+}
+
+#[test]
+fn an_image_that_is_not_there_is_named() {
+    let Some(world) = World::new() else { return };
+    let outcome = world.words("mount some/image:tag merged").failed(32, &["No such image", "some/image:tag"]);
+    assert_eq!(outcome.stdout(), "");
+    assert!(!world.is_mounted("merged"));
 }
 
 #[test]

@@ -61,6 +61,8 @@ impl World {
     pub(crate) fn run(&self, mut command: Command) -> Outcome {
         command.current_dir(self.scratch.path()).stdin(Stdio::null());
         command.env_remove("LAYERFS_LOG").env_remove("LAYERFS_LOG_FILE");
+        // Images are looked for in a store of the test's own, never in the machine's.
+        command.env("LAYERFS_ROOT", self.scratch.path().join("store"));
         // A background process that held our pipes would keep `output` waiting for ever.
         let what = format!("{command:?}");
         Outcome(bounded(
