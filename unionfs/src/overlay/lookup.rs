@@ -422,7 +422,7 @@ impl Overlay {
     }
 
     /// `.wh..wh..opq` is in the directory.
-    fn has_opaque_entry(&self, dir: &Arc<LayerDir>) -> OpResult<bool> {
+    pub(super) fn has_opaque_entry(&self, dir: &Arc<LayerDir>) -> OpResult<bool> {
         match self.layers.stat_raw(dir, crate::marks::OPAQUE_ENTRY) {
             Ok(_) => Ok(!dir.has_plain_names()),
             Err(Errno::NOENT) => Ok(false),

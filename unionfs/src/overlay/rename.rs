@@ -262,8 +262,14 @@ impl Overlay {
         let parts = node.parts();
         let own = parts.upper.as_ref().ok_or(Errno::STALE)?;
         if is_merged(&parts) {
-            // What `.wh..wh..opq` hides is known once the names are.
-            self.with_names(node, |_| ())?;
+            // What `.wh..wh..opq` hides is known once the names are; reading them takes long in a large directory.
+            let hiding = parts.lowers.iter().rev().skip(1).chain([own]);
+            for part in hiding {
+                if self.has_opaque_entry(part)? {
+                    self.with_names(node, |_| ())?;
+                    break;
+                }
+            }
             let parts = node.parts();
             self.redirect(upper, &parts, own)?;
             for part in &parts.lowers {
