@@ -138,9 +138,7 @@ fn changed_layer(
         (digest, size)
     } else {
         let file = File::create(&blob).map_err(Error::io("create", &blob))?;
-        let (file, digest, size) = pack_changes(&stack, DigestWriter::new(file))?.finish();
-        file.sync_all().map_err(Error::io("sync", &blob))?;
-        store.place_finished_blob(&blob, &digest)?;
+        let (_, digest, size) = pack_changes(&stack, DigestWriter::new(file))?.finish();
         (digest, size)
     };
     let record = LayerRecord {

@@ -26,7 +26,7 @@ pub use check::{CheckReport, Problem};
 pub use collect::Collected;
 pub use images::Image;
 pub(crate) use images::choose_from_index;
-pub use ingest::{IngestedLayer, LayerInput};
+pub use ingest::{IngestedLayer, LayerInput, StagedBlob, StagedLayer};
 pub use layers::{LayerHold, LayerRecord};
 pub use lock::UseLock;
 pub use names::NamedImage;
@@ -86,9 +86,9 @@ impl Store {
         // Last, as the sign that all of it is there.
         let lock = store.lock_names()?;
         if !store.index_path().exists() {
-            store.write_index(&names::empty_index()?, &lock)?;
+            store.write_index(&names::empty_index()?, Barrier::File, &lock)?;
         }
-        store.write_file(&layout, LAYOUT.as_bytes())?;
+        store.write_file(&layout, LAYOUT.as_bytes(), Barrier::File)?;
         Ok(store)
     }
 
@@ -142,7 +142,7 @@ impl Store {
     }
 
     /// Replaces `path` by `content`, whole or not at all.
-    fn write_file(&self, path: &Path, content: &[u8]) -> Result<(), Error> {
+    fn write_file(&self, path: &Path, content: &[u8], barrier: Barrier) -> Result<(), Error> {
         use std::io::Write;
         let directory = path.parent().unwrap_or(Path::new("."));
         let failed = |operation| move |source| Error::Io { operation, path: path.to_owned(), source };
@@ -152,10 +152,29 @@ impl Store {
             .tempfile_in(directory)
             .map_err(failed("write"))?;
         file.write_all(content).map_err(failed("write"))?;
-        file.as_file().sync_all().map_err(failed("sync"))?;
+        match barrier {
+            Barrier::None => {}
+            Barrier::File => file.as_file().sync_all().map_err(failed("sync"))?,
+            Barrier::Filesystem => rustix::fs::syncfs(file.as_file())
+                .map_err(|errno| failed("sync the filesystem of")(errno.into()))?,
+        }
         file.persist(path).map_err(|error| failed("put in place")(error.error))?;
+        if barrier == Barrier::None {
+            return Ok(());
+        }
         sync_directory(directory)
     }
+}
+
+/// What must be on disk before a file is put in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Barrier {
+    /// Nothing: the file is verified whenever it is read, and nothing refers to it yet.
+    None,
+    /// The file itself.
+    File,
+    /// All that was written and renamed before: the file refers to it.
+    Filesystem,
 }
 
 /// What is renamed into a directory is there after a crash too.
@@ -171,9 +190,15 @@ pub struct Session {
     directory: tempfile::TempDir,
     _lock: fs::File,
     _use: UseLock,
+    /// Something was put in its place that a crash could still take away.
+    unsynced: std::sync::atomic::AtomicBool,
 }
 
 impl Session {
+    pub(crate) fn note_unsynced(&self) {
+        self.unsynced.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -208,7 +233,7 @@ impl Store {
         rustix::fs::flock(&held, rustix::fs::FlockOperation::LockShared)
             .map_err(Error::io("lock", directory.path()))?;
         drop(names);
-        Ok(Session { directory, _lock: held, _use: lock })
+        Ok(Session { directory, _lock: held, _use: lock, unsynced: false.into() })
     }
 
     fn sweep_sessions(&self, tmp: &Path) -> Result<(), Error> {

@@ -28,7 +28,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use builder::{IndexBuilder, IndexSummary, build_index};
+pub use builder::{IndexBuilder, IndexSummary, build_index, build_index_unsynced};
 pub use compare::{Difference, DifferenceKind};
 pub use error::IndexError;
 pub use metadata::{IndexedStat, ObjectMetadata, Timestamp};

@@ -45,6 +45,11 @@ impl LayerIndexer for Indexer {
         Ok(())
     }
 
+    fn build_staged(&self, tree: &Path, index: &Path) -> Result<(), IndexFailure> {
+        index::build_index_unsynced(tree, index)?;
+        Ok(())
+    }
+
     fn check(&self, tree: &Path, index: &Path) -> Result<(), IndexFailure> {
         let directory = std::fs::File::open(tree)?;
         let index = LayerIndex::open(index, &directory)?;
@@ -63,7 +68,7 @@ impl LayerIndexBuilder for Builder {
     }
 
     fn finish(self: Box<Self>, out: &Path) -> Result<(), IndexFailure> {
-        self.0.finish(out)?;
+        self.0.finish_unsynced(out)?;
         Ok(())
     }
 }

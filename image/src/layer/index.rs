@@ -83,6 +83,14 @@ pub trait LayerIndexer: fmt::Debug + Send + Sync {
     /// As above.
     fn build(&self, tree: &Path, index: &Path) -> Result<(), IndexFailure>;
 
+    /// As [`build`](Self::build), for a tree that is not yet in its place: nothing needs to be synced.
+    ///
+    /// # Errors
+    /// As above.
+    fn build_staged(&self, tree: &Path, index: &Path) -> Result<(), IndexFailure> {
+        self.build(tree, index)
+    }
+
     /// Compares the index with the whole tree.
     ///
     /// # Errors
@@ -98,7 +106,7 @@ pub trait LayerIndexBuilder {
     /// When it cannot be kept.
     fn insert(&mut self, path: &[&[u8]], object: IndexedObject<'_>) -> Result<(), IndexFailure>;
 
-    /// Puts the index at `out`.
+    /// Puts the index at `out`. It is not yet in its place: nothing needs to be synced.
     ///
     /// # Errors
     /// Those of writing.

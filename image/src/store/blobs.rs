@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
 
-use super::{Session, Store, sync_directory};
+use super::{Barrier, Session, Store};
 use crate::config::MAX_DOCUMENT;
 use crate::digest::{Digest, VerifyingReader};
 use crate::error::Error;
@@ -48,27 +48,27 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Adds a small blob.
+    /// Adds a small blob. It is on disk when something that refers to it is published.
     ///
     /// # Errors
     /// Those of writing.
-    pub fn add_blob(&self, _session: &Session, content: &[u8]) -> Result<Digest, Error> {
+    pub fn add_blob(&self, session: &Session, content: &[u8]) -> Result<Digest, Error> {
         let digest = Digest::of(content);
         // What is there was verified, unless the disk is at fault: then this mends it.
         if self.read_blob(&digest).is_err() {
-            self.write_file(&self.blob_path(&digest), content)?;
+            self.write_file(&self.blob_path(&digest), content, Barrier::None)?;
+            session.note_unsynced();
         }
         Ok(digest)
     }
 
-    /// Puts a finished file in its place. Its content was verified and synced.
+    /// Puts a finished file in its place. Its content was verified and synced; its name is not yet.
     pub(super) fn place_blob(&self, file: &std::path::Path, digest: &Digest) -> Result<(), Error> {
         let path = self.blob_path(digest);
         let directory = path.parent().map(std::path::Path::to_owned).unwrap_or_default();
         if !directory.exists() {
             fs::create_dir_all(&directory).map_err(Error::io("make", &directory))?;
         }
-        fs::rename(file, &path).map_err(Error::io("put in place", &path))?;
-        sync_directory(&directory)
+        fs::rename(file, &path).map_err(Error::io("put in place", &path))
     }
 }

@@ -4,9 +4,10 @@
 //! hashed again as a tar, and unpacked. Memory does not grow with the layer. Nothing is visible before all of it was
 //! right and is on disk.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -46,12 +47,55 @@ pub struct IngestedLayer {
     pub compression: Compression,
     /// What could not be kept of it.
     pub warnings: Vec<String>,
-    staged: Option<(PathBuf, Unpacked, bool)>,
+    staged: Option<Staged>,
+    staged_blob: Option<StagedBlob>,
+}
+
+/// A tree in the session's directory.
+#[derive(Debug)]
+struct Staged {
+    directory: PathBuf,
+    unpacked: Unpacked,
+    /// It has its index.
+    is_complete: bool,
+}
+
+/// A blob that is whole and verified, in the session's directory.
+#[derive(Debug)]
+pub struct StagedBlob {
+    pub(super) path: PathBuf,
+    pub(super) digest: Digest,
+}
+
+/// A layer that is whole, with its index, in the session's directory.
+#[derive(Debug)]
+pub struct StagedLayer {
+    pub(super) directory: PathBuf,
+    pub(super) record: LayerRecord,
+}
+
+impl StagedLayer {
+    /// Bytes of file data in it.
+    pub fn bytes(&self) -> u64 {
+        self.record.size
+    }
+
+    /// Where it is until it is published.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+impl IngestedLayer {
+    /// Its blob, if it was kept: for [`Store::publish_layers`].
+    pub fn take_blob(&mut self) -> Option<StagedBlob> {
+        self.staged_blob.take()
+    }
 }
 
 impl Store {
-    /// Takes a layer in. Its tree is published by [`finish_layer`](Self::finish_layer); its blob, if it is kept, is in
-    /// the store when this returns.
+    /// Takes a layer in. Tree and blob are published by [`finish_layer`](Self::finish_layer), or, several at once, by
+    /// [`complete_layer`](Self::complete_layer) and [`publish_layers`](Self::publish_layers).
     ///
     /// # Errors
     /// When the bytes cannot be read or are not what they should be, when the layer is refused, when the disk is full.
@@ -117,34 +161,102 @@ impl Store {
             size,
             compression,
             warnings: unpacked.warnings().to_vec(),
-            staged: Some((directory.clone(), unpacked, false)),
+            staged: Some(Staged { directory: directory.clone(), unpacked, is_complete: false }),
+            staged_blob: copy.map(|_| StagedBlob { path: blob_path, digest: blob }),
         };
-        if let Some((_, unpacked, done)) = &mut layer.staged
-            && !unpacked.needs_lowers()
+        if let Some(staged) = &mut layer.staged
+            && !staged.unpacked.needs_lowers()
         {
-            self.complete(&directory, unpacked, &Stack::new(Vec::new()), &diff_id)?;
-            *done = true;
-        }
-        if let Some(copy) = copy {
-            copy.sync_all().map_err(Error::io("sync", &blob_path))?;
-            self.place_blob(&blob_path, &blob)?;
+            self.complete(&directory, &mut staged.unpacked, &Stack::new(Vec::new()), &diff_id)?;
+            staged.is_complete = true;
         }
         Ok(layer)
     }
 
     fn complete(
         &self,
-        directory: &std::path::Path,
+        directory: &Path,
         unpacked: &mut Unpacked,
         lowers: &Stack,
         diff_id: &DiffId,
     ) -> Result<(), Error> {
-        // Before the index, which must not describe what a crash took away.
-        let file = File::open(directory).map_err(Error::io("open", directory))?;
         let refused = |source| Error::Unpack { layer: diff_id.to_string(), source };
         let index = directory.join("tree.layerfs-index");
-        unpacked.finish(lowers, &*self.indexer, &index).map_err(refused)?;
-        rustix::fs::syncfs(&file).map_err(Error::io("sync", directory))
+        unpacked.finish(lowers, &*self.indexer, &index).map_err(refused)
+    }
+
+    /// Gives a layer what depends on those below (the lowest first), and its index. Those below are published, or are in
+    /// the directories of `staged`. `None` when it was done before.
+    ///
+    /// # Errors
+    /// When a hard link leads to what is not below; those of the disk.
+    pub fn complete_layer(
+        &self,
+        layer: &mut IngestedLayer,
+        below: &[DiffId],
+        staged: &HashMap<DiffId, PathBuf>,
+    ) -> Result<Option<StagedLayer>, Error> {
+        let Some(Staged { directory, mut unpacked, is_complete }) = layer.staged.take() else {
+            return Ok(None);
+        };
+        let linked = unpacked.links_below();
+        if !is_complete {
+            self.complete(&directory, &mut unpacked, &self.stack_with(below, staged)?, &layer.diff_id)?;
+        }
+        let record = LayerRecord {
+            diff_id: layer.diff_id,
+            size: unpacked.bytes(),
+            entries: unpacked.entries(),
+            overrides: unpacked.marks().overrides,
+            only_on: ChainId::chain(below).last().copied().filter(|_| linked),
+            packed_size: None,
+        };
+        Self::describe_layer(&directory, &record)?;
+        Ok(Some(StagedLayer { directory, record }))
+    }
+
+    /// Puts finished blobs and layers (the lowest first) in their places. One sync for all of them comes before: it costs
+    /// the same for one and for many, and an index must not describe what a crash took away.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn publish_layers(
+        &self,
+        session: &Session,
+        blobs: &[StagedBlob],
+        layers: &[StagedLayer],
+    ) -> Result<(), Error> {
+        if blobs.is_empty() && layers.is_empty() {
+            return Ok(());
+        }
+        self.sync_staged(session)?;
+        self.place_staged(session, blobs, layers)
+    }
+
+    /// The first half of [`publish_layers`](Self::publish_layers): what was staged until now is on disk when this returns.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn sync_staged(&self, session: &Session) -> Result<(), Error> {
+        let file = File::open(session.path()).map_err(Error::io("open", session.path()))?;
+        rustix::fs::syncfs(&file).map_err(Error::io("sync", session.path()))
+    }
+
+    /// The second half, for what was staged before the first.
+    pub(crate) fn place_staged(
+        &self,
+        session: &Session,
+        blobs: &[StagedBlob],
+        layers: &[StagedLayer],
+    ) -> Result<(), Error> {
+        session.note_unsynced();
+        for blob in blobs {
+            self.place_blob(&blob.path, &blob.digest)?;
+        }
+        for layer in layers {
+            self.place_layer(session, &layer.directory, &layer.record)?;
+        }
+        Ok(())
     }
 
     /// Publishes a layer on top of `below` (the lowest first), which are published already.
@@ -157,24 +269,15 @@ impl Store {
         layer: &mut IngestedLayer,
         below: &[DiffId],
     ) -> Result<LayerRecord, Error> {
-        let Some((directory, mut unpacked, done)) = layer.staged.take() else {
+        let blobs: Vec<StagedBlob> = layer.take_blob().into_iter().collect();
+        let staged = self.complete_layer(layer, below, &HashMap::new())?;
+        let Some(staged) = staged else {
             return self
                 .layer(&layer.diff_id)
                 .ok_or_else(|| Error::document("layer", format!("{} is gone", layer.diff_id)));
         };
-        let linked = unpacked.links_below();
-        if !done {
-            self.complete(&directory, &mut unpacked, &self.stack(below)?, &layer.diff_id)?;
-        }
-        let record = LayerRecord {
-            diff_id: layer.diff_id,
-            size: unpacked.bytes(),
-            entries: unpacked.entries(),
-            overrides: unpacked.marks().overrides,
-            only_on: ChainId::chain(below).last().copied().filter(|_| linked),
-            packed_size: None,
-        };
-        self.place_layer(session, &directory, &record)?;
+        let record = staged.record.clone();
+        self.publish_layers(session, &blobs, &[staged])?;
         Ok(record)
     }
 }

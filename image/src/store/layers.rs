@@ -1,5 +1,6 @@
 //! Unpacked layers: one directory for each diff-id.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -8,8 +9,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use super::{Session, Store, sync_directory};
-use crate::digest::{ChainId, DiffId, Digest};
+use super::ingest::{StagedBlob, StagedLayer};
+use super::{Session, Store};
+use crate::digest::{ChainId, DiffId};
 use crate::error::Error;
 use crate::layer::Stack;
 
@@ -89,21 +91,41 @@ impl Store {
     /// # Errors
     /// When one is not there.
     pub fn stack(&self, diff_ids: &[DiffId]) -> Result<Stack, Error> {
-        let paths: Vec<PathBuf> = diff_ids.iter().rev().map(|diff_id| self.layer_tree(diff_id)).collect();
+        self.stack_with(diff_ids, &HashMap::new())
+    }
+
+    /// As [`stack`](Self::stack), where some of the layers are not yet in their places but in these directories.
+    pub(super) fn stack_with(
+        &self,
+        diff_ids: &[DiffId],
+        staged: &HashMap<DiffId, PathBuf>,
+    ) -> Result<Stack, Error> {
+        // One that was published meanwhile is no longer where it was staged.
+        let tree = |diff_id: &DiffId| match staged.get(diff_id).map(|directory| directory.join("tree")) {
+            Some(tree) if tree.is_dir() => tree,
+            _ => self.layer_tree(diff_id),
+        };
+        let paths: Vec<PathBuf> = diff_ids.iter().rev().map(tree).collect();
         let first = paths.first().cloned().unwrap_or_else(|| self.root.clone());
         Stack::open(&paths).map_err(Error::io("open the layers of", &first))
     }
 
-    /// Puts a finished layer in its place: `staged` holds tree and index, and is on disk. One that is there already
-    /// stays, unless it serves elsewhere only.
+    /// Writes down beside a staged tree what is known of it.
+    pub(super) fn describe_layer(staged: &Path, record: &LayerRecord) -> Result<(), Error> {
+        let text = serde_json::to_vec(record).map_err(Error::json("layer.json"))?;
+        let path = staged.join("layer.json");
+        fs::write(&path, text).map_err(Error::io("write", &path))
+    }
+
+    /// Puts a finished layer in its place: `staged` holds tree, index and record, and is on disk; its name is not yet. One
+    /// that is there already stays, unless it serves elsewhere only.
     pub(super) fn place_layer(
         &self,
         session: &Session,
         staged: &Path,
         record: &LayerRecord,
     ) -> Result<(), Error> {
-        let text = serde_json::to_vec(record).map_err(Error::json("layer.json"))?;
-        self.write_file(&staged.join("layer.json"), &text)?;
+        session.note_unsynced();
         let place = self.layer_path(&record.diff_id);
         let directory = place.parent().map(Path::to_owned).unwrap_or_default();
         // Also where another program made the layout: see `Store::close_layers`.
@@ -133,10 +155,10 @@ impl Store {
             }
             Err(error) => return Err(Error::io("put in place", &place)(error)),
         }
-        sync_directory(&directory)
+        Ok(())
     }
 
-    /// Publishes the layer of a commit: `directory` holds its tree, a copy of an upper.
+    /// Publishes the layer of a commit: `directory` holds its tree, a copy of an upper, and perhaps its blob as `blob`.
     pub(crate) fn place_committed(
         &self,
         session: &Session,
@@ -144,16 +166,16 @@ impl Store {
         record: &LayerRecord,
     ) -> Result<(), Error> {
         let tree = directory.join("tree");
-        let file = File::open(&tree).map_err(Error::io("open", &tree))?;
-        rustix::fs::syncfs(&file).map_err(Error::io("sync", &tree))?;
         self.indexer
-            .build(&tree, &directory.join("tree.layerfs-index"))
+            .build_staged(&tree, &directory.join("tree.layerfs-index"))
             .map_err(|source| Error::Index { path: tree, source })?;
-        self.place_layer(session, directory, record)
-    }
-
-    /// Puts a finished file among the blobs. Its digest was computed while it was written, and it was synced.
-    pub(crate) fn place_finished_blob(&self, file: &Path, digest: &Digest) -> Result<(), Error> {
-        self.place_blob(file, digest)
+        Self::describe_layer(directory, record)?;
+        let blob = directory.join("blob");
+        let blobs = match blob.exists() {
+            true => vec![StagedBlob { path: blob, digest: record.diff_id.0 }],
+            false => Vec::new(),
+        };
+        let layer = StagedLayer { directory: directory.to_owned(), record: record.clone() };
+        self.publish_layers(session, &blobs, &[layer])
     }
 }

@@ -10,7 +10,7 @@ use std::fs;
 use serde_json::{Map, Value, json};
 
 use super::lock::NamesLock;
-use super::{Session, Store};
+use super::{Barrier, Session, Store};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::media_type;
@@ -74,14 +74,28 @@ impl Store {
         Ok(index)
     }
 
-    pub(super) fn write_index(&self, index: &Value, _lock: &NamesLock) -> Result<(), Error> {
+    pub(super) fn write_index(
+        &self,
+        index: &Value,
+        barrier: Barrier,
+        _lock: &NamesLock,
+    ) -> Result<(), Error> {
         let text = serde_json::to_vec(index).map_err(Error::json("index.json"))?;
-        self.write_file(&self.index_path(), &text)
+        self.write_file(&self.index_path(), &text, barrier)
     }
 
     /// Changes the descriptors under the lock. Written only when something changed.
     pub(super) fn change_index<T>(
         &self,
+        change: impl FnOnce(&mut Vec<Value>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.change_index_after(Barrier::File, change)
+    }
+
+    /// As [`change_index`](Self::change_index), with what must be on disk before.
+    fn change_index_after<T>(
+        &self,
+        barrier: Barrier,
         change: impl FnOnce(&mut Vec<Value>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let lock = self.lock_names()?;
@@ -90,7 +104,7 @@ impl Store {
         let manifests = index.get_mut("manifests").and_then(Value::as_array_mut);
         let result = change(manifests.ok_or_else(|| Error::document("index.json", "no list of manifests"))?)?;
         if index != before {
-            self.write_index(&index, &lock)?;
+            self.write_index(&index, barrier, &lock)?;
         }
         Ok(result)
     }
@@ -137,12 +151,14 @@ impl Store {
     /// When index.json cannot be replaced.
     pub fn publish(
         &self,
-        _session: &Session,
+        session: &Session,
         (manifest, size, media_type): (Digest, u64, &str),
         names: &[Reference],
         repo_digest: Option<&str>,
     ) -> Result<(), Error> {
-        self.change_index(|descriptors| {
+        let unsynced = session.unsynced.load(std::sync::atomic::Ordering::Relaxed);
+        let barrier = if unsynced { Barrier::Filesystem } else { Barrier::File };
+        self.change_index_after(barrier, |descriptors| {
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
             take_names(descriptors, &names, Some(&manifest));
             let mut repo_digests: BTreeSet<String> = repo_digest.iter().map(|d| (*d).to_owned()).collect();

@@ -41,15 +41,30 @@ pub struct IndexSummary {
 /// # Errors
 /// `Tree`, `Changed`, `CrossesFilesystem` with the object's path; `File`; `WithinTree`; `TooLarge`; `Namespace`.
 pub fn build_index(tree: &Path, out: &Path) -> Result<IndexSummary, IndexError> {
+    build(tree, out, true)
+}
+
+/// As [`build_index`], for a tree and an index that are not yet in their place: nothing is synced. Before they are
+/// published, the caller syncs their filesystem.
+///
+/// # Errors
+/// As [`build_index`].
+pub fn build_index_unsynced(tree: &Path, out: &Path) -> Result<IndexSummary, IndexError> {
+    build(tree, out, false)
+}
+
+fn build(tree: &Path, out: &Path, sync: bool) -> Result<IndexSummary, IndexError> {
     let failed = |operation| move |source| IndexError::Tree { operation, path: PathBuf::new(), source };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(tree, flags, Mode::empty()).map_err(failed("open"))?;
     refuse_within(root.as_fd(), out)?;
-    rustix::fs::syncfs(&root).map_err(failed("sync the filesystem of"))?;
+    if sync {
+        rustix::fs::syncfs(&root).map_err(failed("sync the filesystem of"))?;
+    }
     let metadata = ObjectMetadata::read(&root, c"").map_err(failed("read metadata of"))?;
     let mut builder = IndexBuilder::new(&metadata)?;
     walk(root.as_fd(), ROOT, &metadata.stat, &mut builder)?;
-    builder.finish(out)
+    builder.write(out, sync)
 }
 
 /// Collects the entries of a layer. Takes about 250 bytes of memory for each entry, and each distinct set of
@@ -135,7 +150,20 @@ impl IndexBuilder {
     ///
     /// # Errors
     /// `File`, `TooLarge`.
-    pub fn finish(mut self, out: &Path) -> Result<IndexSummary, IndexError> {
+    pub fn finish(self, out: &Path) -> Result<IndexSummary, IndexError> {
+        self.write(out, true)
+    }
+
+    /// As [`finish`](Self::finish), for a tree that is not yet in its place: nothing is synced. Before tree and index are
+    /// published, the caller syncs their filesystem.
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish).
+    pub fn finish_unsynced(self, out: &Path) -> Result<IndexSummary, IndexError> {
+        self.write(out, false)
+    }
+
+    fn write(mut self, out: &Path, sync: bool) -> Result<IndexSummary, IndexError> {
         self.unite_links();
         let order = Order::of(&self.nodes)?;
         let mut file = IndexWriter::create(out)?;
@@ -181,7 +209,7 @@ impl IndexBuilder {
             entries: header.entry_count,
             directories: order.directories,
             extra_links: order.links.values().map(|names| names.len() as u32 - 1).sum(),
-            bytes: file.publish(header)?,
+            bytes: file.publish(header, sync)?,
         })
     }
 

@@ -87,9 +87,9 @@ impl IndexWriter {
         Ok(())
     }
 
-    /// Completes `header` with where the sections end, and puts the file in its place. It is on disk when this
+    /// Completes `header` with where the sections end, and puts the file in its place. With `sync` it is on disk when this
     /// returns.
-    pub(super) fn publish(mut self, mut header: Header) -> Result<u64, IndexError> {
+    pub(super) fn publish(mut self, mut header: Header, sync: bool) -> Result<u64, IndexError> {
         if !self.block.is_empty() {
             self.end_block()?;
         }
@@ -102,14 +102,18 @@ impl IndexWriter {
         self.file.seek(SeekFrom::Start(0)).map_err(failed)?;
         self.file.write_all(&encoded).map_err(failed)?;
         self.file.flush().map_err(failed)?;
-        self.file.get_ref().sync_all().map_err(failed)?;
+        if sync {
+            self.file.get_ref().sync_all().map_err(failed)?;
+        }
         fs::rename(&self.temporary.path, &self.place)
             .map_err(IndexError::file("put in place", &self.place))?;
         self.temporary.published = true;
-        let directory = directory_of(&self.place);
-        File::open(directory)
-            .and_then(|d| d.sync_all())
-            .map_err(IndexError::file("sync directory of", &self.place))?;
+        if sync {
+            let directory = directory_of(&self.place);
+            File::open(directory)
+                .and_then(|d| d.sync_all())
+                .map_err(IndexError::file("sync directory of", &self.place))?;
+        }
         Ok(header.file_len)
     }
 
