@@ -3,24 +3,24 @@
 //! A pull is one pass for each layer, several at once: what comes from the network is verified, kept, decompressed
 //! and unpacked while it streams. The image has its name when all of it is on disk, and not before.
 
-use std::fs::File;
+mod push;
+
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use oci_spec::image::ImageManifest;
 
-use crate::archive::copy_layer;
 use crate::config::{self, Config, MAX_DOCUMENT};
-use crate::digest::Digest;
+use crate::digest::{Digest, MismatchError};
 use crate::error::Error;
 use crate::fetch::{LayerProvider, WantedLayer, take_layers};
 use crate::media_type;
 use crate::reference::Reference;
 use crate::registry::platform::choose;
-use crate::registry::{Client, Document, Manifest, Platform, Repository, Uploaded, Which};
-use crate::store::{Image, Session, Store};
+use crate::registry::{BlobReader, Client, Document, Manifest, Platform, RegistryError, Repository, Which};
+use crate::store::{Session, Store};
+
+pub use push::{PushCompression, push};
 
 /// Layers that are transferred at once, as docker has it.
 pub const PARALLEL: usize = 3;
@@ -105,8 +105,10 @@ pub fn pull(
         wanted.push(WantedLayer { diff_id: *diff_id, blob: Some((digest, layer.size())) });
     }
     let before = store.named()?;
-    let provider = FromRegistry { repository: &repository, layers: &wanted, progress };
-    let (_, warnings) = take_layers(store, session, &wanted, &provider, PARALLEL)?;
+    let readers = Mutex::default();
+    let provider = FromRegistry { repository: &repository, layers: &wanted, progress, failed: &readers };
+    let (_, warnings) = take_layers(store, session, &wanted, &provider, PARALLEL)
+        .map_err(|error| provider.told_by_the_registry(error))?;
     store.add_blob(session, &config_bytes)?;
     store.add_blob(session, &manifest.bytes)?;
     let names: Vec<Reference> = match (reference.tag(), reference.digest()) {
@@ -148,7 +150,11 @@ fn image_manifest(
     Err(malformed("lists of manifests without end".into()))
 }
 
-fn read_document(repository: &Repository, digest: &Digest, size: u64) -> Result<Vec<u8>, Error> {
+/// Reads a config, which has at most [`MAX_DOCUMENT`] bytes.
+///
+/// # Errors
+/// Not found, wrong digest or length, not reached.
+pub fn read_document(repository: &Repository, digest: &Digest, size: u64) -> Result<Vec<u8>, Error> {
     if size > MAX_DOCUMENT {
         return Err(Error::document(format!("config {digest}"), format!("{size} bytes are too many")));
     }
@@ -162,6 +168,34 @@ struct FromRegistry<'a> {
     repository: &'a Repository,
     layers: &'a [WantedLayer],
     progress: &'a dyn Progress,
+    failed: &'a Mutex<Failed>,
+}
+
+/// What the readers of a pull know of its failure, and decoders and unpackers between them and the store do not.
+#[derive(Debug, Default)]
+struct Failed {
+    /// Why one of them could not go on.
+    error: Option<RegistryError>,
+    /// Those that came to their end: what they gave may have another digest.
+    ended: Vec<BlobReader>,
+}
+
+impl FromRegistry<'_> {
+    /// The failure in the registry's words, where it is the registry's.
+    fn told_by_the_registry(&self, error: Error) -> Error {
+        let Error::Read { source, .. } = &error else { return error };
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cause) = failed.error.take() {
+            return cause.into();
+        }
+        let mismatch = source.get_ref().and_then(|inner| inner.downcast_ref::<MismatchError>());
+        if let Some(MismatchError::Digest { expected, found }) = mismatch
+            && let Some(reader) = failed.ended.iter().find(|reader| reader.digest() == expected)
+        {
+            return reader.wrong_digest(*found).into();
+        }
+        error
+    }
 }
 
 impl<'a> LayerProvider for FromRegistry<'a> {
@@ -170,8 +204,9 @@ impl<'a> LayerProvider for FromRegistry<'a> {
     fn open(&self, at: usize) -> Result<Counted<'a>, Error> {
         let layer = self.layers.get(at).and_then(|layer| layer.blob);
         let (digest, size) = layer.ok_or_else(|| Error::document("the image", "too few layers"))?;
-        let reader: Box<dyn Read + Send> = Box::new(self.repository.blob(&digest, Some(size))?);
-        Ok(Counted { reader, at, count: 0, progress: self.progress })
+        // The store hashes what it takes in: once is enough.
+        let reader = self.repository.blob_to_be_verified(&digest, Some(size))?;
+        Ok(Counted { reader: Some(reader), at, count: 0, progress: self.progress, failed: self.failed })
     }
 
     fn known(&self, at: usize) {
@@ -185,10 +220,11 @@ impl<'a> LayerProvider for FromRegistry<'a> {
 
 /// Tells of each piece that came.
 pub struct Counted<'a> {
-    reader: Box<dyn Read + Send>,
+    reader: Option<BlobReader>,
     at: usize,
     count: u64,
     progress: &'a dyn Progress,
+    failed: &'a Mutex<Failed>,
 }
 
 impl std::fmt::Debug for Counted<'_> {
@@ -199,136 +235,26 @@ impl std::fmt::Debug for Counted<'_> {
 
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.reader.read(buffer)?;
+        let Some(reader) = &mut self.reader else { return Ok(0) };
+        let len = match reader.read(buffer) {
+            Ok(len) => len,
+            Err(error) => {
+                let kind = error.kind();
+                let Some(cause) = error.into_inner() else { return Err(kind.into()) };
+                let words = cause.to_string();
+                if let Ok(cause) = cause.downcast::<RegistryError>() {
+                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    failed.error.get_or_insert(*cause);
+                }
+                return Err(io::Error::new(kind, words));
+            }
+        };
+        if len == 0 && !buffer.is_empty() {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.ended.extend(self.reader.take());
+        }
         self.count += len as u64;
         self.progress.advance(self.at, self.count);
         Ok(len)
     }
-}
-
-/// Pushes `image` under the name `reference`. Answers with the digest that the registry has it by.
-///
-/// # Errors
-/// When the registry refuses it; when a blob is missing or damaged here.
-pub fn push(
-    store: &Store,
-    session: &Session,
-    client: &Client,
-    image: &Image,
-    reference: &Reference,
-    progress: &dyn Progress,
-) -> Result<Digest, Error> {
-    let repository = client.repository(reference)?;
-    // Other repositories of the registry that may have the layers.
-    let mut mount_from: Vec<String> = Vec::new();
-    for name in image.named.names.iter().chain(&image.named.repo_digests) {
-        let Ok(other) = Reference::parse(name) else { continue };
-        let same = other.registry() == reference.registry() && other.repository() != reference.repository();
-        if same && !mount_from.iter().any(|known| known == other.repository()) {
-            mount_from.push(other.repository().to_owned());
-        }
-    }
-    let layers = image.manifest.layers();
-    for (at, layer) in layers.iter().enumerate() {
-        progress.begin(at, &config::digest_of(layer)?, layer.size());
-    }
-    let next = AtomicUsize::new(0);
-    let failure: Mutex<Option<Error>> = Mutex::new(None);
-    let work = || {
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            if at >= layers.len() {
-                return;
-            }
-            if let Err(error) = push_layer(store, session, &repository, image, at, &mount_from, progress) {
-                next.store(layers.len(), Ordering::Relaxed);
-                if let Ok(mut slot) = failure.lock() {
-                    slot.get_or_insert(error);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..PARALLEL.min(layers.len().max(1)) {
-            scope.spawn(work);
-        }
-        work();
-    });
-    if let Ok(Some(error)) = failure.into_inner() {
-        return Err(error);
-    }
-    let size = image.config_bytes.len() as u64;
-    repository.push_blob(&image.id, size, image.config_bytes.as_slice(), &[], &mut |_| {})?;
-    let digest = repository.put_manifest(&Which::of(reference), image.media_type(), &image.manifest_bytes)?;
-    let repo_digest = reference.with_digest(digest).to_string();
-    let size = std::fs::metadata(store.blob_path(&image.named.manifest)).map_or(0, |blob| blob.len());
-    let described = (image.named.manifest, size, image.named.media_type.as_str());
-    store.publish(session, described, &[], Some(&repo_digest))?;
-    Ok(digest)
-}
-
-fn push_layer(
-    store: &Store,
-    session: &Session,
-    repository: &Repository,
-    image: &Image,
-    at: usize,
-    mount_from: &[String],
-    progress: &dyn Progress,
-) -> Result<(), Error> {
-    let Some(descriptor) = image.manifest.layers().get(at) else { return Ok(()) };
-    let digest = config::digest_of(descriptor)?;
-    let source = LayerSource { store, session, image, at, digest, packed: Mutex::new(None) };
-    let uploaded = repository.push_blob(&digest, descriptor.size(), &source, mount_from, &mut |bytes| {
-        progress.advance(at, bytes)
-    })?;
-    progress.end(
-        at,
-        match uploaded {
-            Uploaded::Existed => LayerEnd::Known,
-            Uploaded::Mounted => LayerEnd::Mounted,
-            Uploaded::Sent => LayerEnd::Transferred,
-        },
-    );
-    Ok(())
-}
-
-/// A layer's blob; where there is none, the layer is packed when it turns out that the registry needs it.
-struct LayerSource<'a> {
-    store: &'a Store,
-    session: &'a Session,
-    image: &'a Image,
-    at: usize,
-    digest: Digest,
-    packed: Mutex<Option<PathBuf>>,
-}
-
-impl LayerSource<'_> {
-    fn pack(&self) -> Result<PathBuf, Error> {
-        let path = self.session.path().join(format!("packed-{}", self.digest.hex()));
-        let file = File::create(&path).map_err(Error::io("create", &path))?;
-        copy_layer(self.store, self.image, self.at, file)?;
-        Ok(path)
-    }
-}
-
-impl crate::registry::BlobSource for LayerSource<'_> {
-    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + '_>> {
-        let path = if self.store.blob_size(&self.digest).is_some() {
-            self.store.blob_path(&self.digest)
-        } else {
-            let mut packed = self.packed.lock().map_err(|_| io::Error::other("packing the layer failed"))?;
-            match &*packed {
-                Some(path) => path.clone(),
-                None => packed.insert(self.pack().map_err(io::Error::other)?).clone(),
-            }
-        };
-        open_at(&path, offset)
-    }
-}
-
-fn open_at(path: &Path, offset: u64) -> io::Result<Box<dyn Read + 'static>> {
-    let mut file = File::open(path)?;
-    io::Seek::seek(&mut file, io::SeekFrom::Start(offset))?;
-    Ok(Box::new(file))
 }

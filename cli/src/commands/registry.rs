@@ -6,12 +6,12 @@ use std::io::Read;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use layerfs_image::reference::{DEFAULT_REGISTRY, Reference};
 use layerfs_image::registry::{
     Client, ClientOptions, Credentials, KeptIn, MAX_SEARCH_LIMIT, Platform, RegistryError, SearchFilter,
 };
-use layerfs_image::transfer::{self, Progress, Silent};
+use layerfs_image::transfer::{self, Progress, PushCompression, Silent};
 
 use self::progress::Bars;
 use crate::exit::{Hinted, Usage};
@@ -31,7 +31,12 @@ pub(crate) struct RegistryArgs {
 }
 
 impl RegistryArgs {
-    fn client(&self) -> anyhow::Result<Client> {
+    /// As if `host` had been given with `--insecure-registry`.
+    pub(crate) fn add_insecure(&mut self, host: &str) {
+        self.insecure_registry.push(host.to_owned());
+    }
+
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let options = ClientOptions {
             mirrors: self.registry_mirror.clone(),
             insecure: self.insecure_registry.clone(),
@@ -42,7 +47,7 @@ impl RegistryArgs {
 }
 
 /// With the hint that the error knows.
-fn hinted(error: RegistryError) -> anyhow::Error {
+pub(crate) fn hinted(error: RegistryError) -> anyhow::Error {
     match error.hint() {
         Some(hint) => {
             let message = error.to_string();
@@ -64,6 +69,13 @@ fn explained(error: layerfs_image::Error) -> anyhow::Error {
 /// Its layers are downloaded, verified and unpacked in one pass, several at once. What is here already is not downloaded
 /// again, also after a pull that was interrupted.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples
+  layerfs pull debian:13
+  layerfs pull quay.io/team/tool@sha256:...          exactly this one
+  layerfs pull --platform linux/arm64 debian:13
+  layerfs pull -a localhost:5000/tool                all tags
+  layerfs pull -q debian:13                          only the name, for scripts")]
 pub(crate) struct PullArgs {
     /// Pull all tags of the repository
     #[arg(short, long)]
@@ -134,7 +146,16 @@ pub(crate) fn pull(args: PullArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Put an image into a registry
+///
+/// Layers that the registry has are not sent, and those that other repositories of it have are taken over from there.
+/// Layers that were made or loaded here without compression are compressed; others go as they came.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples
+  layerfs push example.com/team/tool:1
+  layerfs push -a example.com/team/tool              all tags
+  layerfs push mine:1 example.com/team/tool:1        under another name
+  layerfs push --compression-format none mine:1      with the very manifest of the store")]
 pub(crate) struct PushArgs {
     /// Push all tags of the repository
     #[arg(short, long)]
@@ -142,6 +163,12 @@ pub(crate) struct PushArgs {
     /// Say nothing but the digest
     #[arg(short, long)]
     quiet: bool,
+    /// How layers are compressed that are not
+    #[arg(long, value_enum, default_value_t = PushFormat::Gzip, value_name = "FORMAT")]
+    compression_format: PushFormat,
+    /// How hard it tries: 1 to 9 with gzip [default: 2], 1 to 19 with zstd [default: 3]
+    #[arg(long, value_name = "LEVEL")]
+    compression_level: Option<u8>,
     #[command(flatten)]
     registry: RegistryArgs,
     /// The image: its name is where it goes
@@ -152,7 +179,34 @@ pub(crate) struct PushArgs {
     destination: Option<String>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PushFormat {
+    Gzip,
+    Zstd,
+    /// As they are
+    None,
+}
+
+impl PushArgs {
+    fn compression(&self) -> Result<PushCompression, Usage> {
+        let within = |most: u8| match self.compression_level {
+            Some(level) if !(1..=most).contains(&level) => {
+                Err(Usage(format!("compression level {level}: from 1 to {most}")))
+            }
+            level => Ok(level),
+        };
+        Ok(match self.compression_format {
+            PushFormat::None => PushCompression::None,
+            PushFormat::Zstd => PushCompression::Zstd(within(19)?.unwrap_or(3).into()),
+            PushFormat::Gzip => {
+                within(9)?.map_or_else(PushCompression::default, |level| PushCompression::Gzip(level.into()))
+            }
+        })
+    }
+}
+
 pub(crate) fn push(args: PushArgs) -> anyhow::Result<ExitCode> {
+    let compression = args.compression()?;
     let client = args.registry.client()?;
     let store = images::open_store()?;
     let mut wanted: Vec<(String, Reference)> = Vec::new();
@@ -186,14 +240,14 @@ pub(crate) fn push(args: PushArgs) -> anyhow::Result<ExitCode> {
             }
             let bars = Bars::new(args.quiet, "Pushing");
             let progress: &dyn Progress = if args.quiet { &Silent } else { &bars };
-            let digest =
-                transfer::push(&store, session, &client, &image, reference, progress).map_err(explained)?;
+            let (digest, size) =
+                transfer::push(&store, session, &client, &image, reference, compression, progress)
+                    .map_err(explained)?;
             bars.finish();
             if args.quiet {
                 ui::print(format!("{reference}\n"))?;
             } else {
                 let tag = reference.tag().unwrap_or_default();
-                let size = image.manifest_bytes.len();
                 ui::print(format!("{tag}: digest: {digest} size: {size}\n"))?;
             }
         }
@@ -206,6 +260,10 @@ pub(crate) fn push(args: PushArgs) -> anyhow::Result<ExitCode> {
 /// What was proved is kept for docker, podman and this program: in a credential helper where docker's config.json
 /// names one, else in that file.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples
+  layerfs login                                      Docker Hub; asks for name and password
+  layerfs login -u me --password-stdin quay.io < password-file")]
 pub(crate) struct LoginArgs {
     /// User name
     #[arg(short, long, value_name = "NAME")]
@@ -328,7 +386,13 @@ pub(crate) fn logout(args: LogoutArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Search Docker Hub, or the registry that TERM begins with
+///
+/// A registry without an index of its own is searched by the names in its catalogue.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples
+  layerfs search --filter is-official=true nginx
+  layerfs search localhost:5000/tool")]
 pub(crate) struct SearchArgs {
     /// At most so many results, 1 to 100
     #[arg(long, value_name = "NUMBER", default_value_t = 25, value_parser = limit)]

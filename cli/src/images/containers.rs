@@ -23,6 +23,63 @@ pub(crate) struct ContainerFiles {
     pub(crate) command: Option<String>,
 }
 
+/// A container as lists have it.
+#[derive(Debug)]
+pub(crate) struct ListedContainer {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its name, if it has one.
+    pub(crate) name: Option<String>,
+    /// What it changed.
+    pub(crate) upper: PathBuf,
+    /// Its command.
+    pub(crate) command: Option<String>,
+    /// As its state has it.
+    pub(crate) status: String,
+    /// Whether it runs now.
+    pub(crate) running: bool,
+    image: Option<String>,
+    rootfs: Option<String>,
+}
+
+impl ListedContainer {
+    /// Whether it is on the image `id`.
+    pub(crate) fn is_on(&self, id: &Digest) -> bool {
+        self.image.as_ref().is_some_and(|image| *image == id.to_string() || *image == id.hex())
+    }
+
+    /// What it is on, for people: the beginning of an image's id, or a path.
+    pub(crate) fn base_words(&self) -> String {
+        match (&self.image, &self.rootfs) {
+            (Some(image), _) => image.strip_prefix("sha256:").unwrap_or(image).chars().take(12).collect(),
+            (None, rootfs) => rootfs.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// All containers, by their ids.
+pub(crate) fn all_files() -> anyhow::Result<Vec<ListedContainer>> {
+    let listed = |(id, path, state): (String, PathBuf, Value)| {
+        let text = |key: &str| state[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        ListedContainer {
+            id,
+            name: text("name"),
+            upper: path.join("upper"),
+            command: command_of(&state),
+            status: text("status").unwrap_or_default(),
+            running: state["status"] == "running",
+            image: text("image"),
+            rootfs: text("rootfs"),
+        }
+    };
+    Ok(all()?.into_iter().map(listed).collect())
+}
+
+fn command_of(state: &Value) -> Option<String> {
+    let args = state["args"].as_array()?;
+    Some(args.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "))
+}
+
 /// What a container is on.
 #[derive(Debug)]
 pub(crate) enum ContainerBase {
@@ -74,10 +131,7 @@ pub(crate) fn find(name: &str) -> anyhow::Result<ContainerFiles> {
         (_, Some(rootfs)) => ContainerBase::Directory(Path::new(rootfs).to_owned()),
         _ => bail!("container {id}: its state does not tell what it is on"),
     };
-    let command = state["args"]
-        .as_array()
-        .map(|args| args.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "));
-    Ok(ContainerFiles { upper: path.join("upper"), id, base, command })
+    Ok(ContainerFiles { upper: path.join("upper"), id, base, command: command_of(&state) })
 }
 
 /// A container that uses the image `id`, and whether it runs.

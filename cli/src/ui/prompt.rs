@@ -2,7 +2,10 @@
 
 use std::io::{self, IsTerminal, Read};
 
+use anyhow::Context;
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
+
+use crate::exit::Usage;
 
 /// Longer answers are none.
 const MAX_ANSWER: usize = 64 << 10;
@@ -23,6 +26,21 @@ pub(crate) fn line(question: &str) -> io::Result<String> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(answer.trim().to_owned())
+}
+
+/// Asks whether to go on; `warning` ends with a newline. Yes is `y` or `yes`, as docker has it. The answer may come from a
+/// pipe (`yes | ...`); one that ends without an answer is an error, so that a script learns of it.
+///
+/// # Errors
+/// Those of reading; a usage error when nobody answers.
+pub(crate) fn confirm(warning: &str) -> anyhow::Result<bool> {
+    super::ask(&format!("{warning}Are you sure you want to continue? [y/N] "));
+    let mut answer = String::new();
+    if io::stdin().read_line(&mut answer).context("read the answer")? == 0 {
+        super::ask("\n");
+        return Err(Usage("nobody answers: use --force to remove without asking".into()).into());
+    }
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Asks, and reads a line that is not shown. Ctrl-C gives up like Ctrl-D: the terminal must not stay silent.

@@ -24,7 +24,10 @@ pub struct BlobReader {
     subject: String,
     digest: Digest,
     size: Option<u64>,
+    /// None where the caller hashes what it gets.
     hasher: Option<Hasher>,
+    /// The end was reached, and all was right.
+    ended: bool,
     position: u64,
     body: Option<BodyReader<'static>>,
     /// Failures in a row without a byte between them.
@@ -48,7 +51,17 @@ impl Repository {
     /// # Errors
     /// When no place has it, or one has it with another size.
     pub fn blob(&self, digest: &Digest, size: Option<u64>) -> Result<BlobReader, RegistryError> {
-        self.blob_from(digest, size, 0, Hasher::new(digest.algorithm()))
+        self.open_blob(digest, size, 0, Some(Hasher::new(digest.algorithm())))
+    }
+
+    /// As [`blob`](Self::blob), for a caller that hashes what it reads itself: length and place of the bytes are
+    /// checked, the digest is not.
+    pub(crate) fn blob_to_be_verified(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<BlobReader, RegistryError> {
+        self.open_blob(digest, size, 0, None)
     }
 
     /// As [`blob`](Self::blob), from byte `offset` on, where the bytes before are here already: `hasher` has had them.
@@ -61,6 +74,16 @@ impl Repository {
         size: Option<u64>,
         offset: u64,
         hasher: Hasher,
+    ) -> Result<BlobReader, RegistryError> {
+        self.open_blob(digest, size, offset, Some(hasher))
+    }
+
+    fn open_blob(
+        &self,
+        digest: &Digest,
+        size: Option<u64>,
+        offset: u64,
+        hasher: Option<Hasher>,
     ) -> Result<BlobReader, RegistryError> {
         let subject = format!("blob {digest} of {}", self.name());
         let (spot, body, size) = self.ask(true, |spot| {
@@ -76,7 +99,8 @@ impl Repository {
             subject,
             digest: *digest,
             size,
-            hasher: Some(hasher),
+            hasher,
+            ended: false,
             position: offset,
             body,
             failures: 0,
@@ -166,6 +190,11 @@ fn extent(answer: &Answer) -> Result<(u64, Option<u64>), String> {
 }
 
 impl BlobReader {
+    /// Digest of the blob.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
     /// Bytes given out so far, those before the start included.
     pub fn position(&self) -> u64 {
         self.position
@@ -180,23 +209,25 @@ impl BlobReader {
         RegistryError::new(&self.subject, kind).into()
     }
 
+    /// The error of content that has the digest `found`.
+    pub(crate) fn wrong_digest(&self, found: Digest) -> RegistryError {
+        let (host, expected) = (self.host(), Box::new(self.digest));
+        RegistryError::new(&self.subject, ErrorKind::WrongDigest { host, expected, found: Box::new(found) })
+    }
+
     fn host(&self) -> String {
         self.spot.service.host().to_owned()
     }
 
     /// All bytes are there: are they the right ones?
     fn finish(&mut self) -> io::Result<usize> {
-        let Some(hasher) = &self.hasher else { return Ok(0) };
-        let found = hasher.clone().finish();
-        if found != self.digest {
-            let (host, expected) = (self.host(), self.digest);
-            return Err(self.fail(ErrorKind::WrongDigest {
-                host,
-                expected: Box::new(expected),
-                found: Box::new(found),
-            }));
+        if let Some(hasher) = &self.hasher {
+            let found = hasher.clone().finish();
+            if found != self.digest {
+                return Err(self.wrong_digest(found).into());
+            }
         }
-        self.hasher = None;
+        self.ended = true;
         self.body = None;
         Ok(0)
     }
@@ -262,7 +293,7 @@ impl BlobReader {
 
 impl Read for BlobReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() || self.hasher.is_none() {
+        if buffer.is_empty() || self.ended {
             return Ok(0);
         }
         loop {

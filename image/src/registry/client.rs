@@ -148,7 +148,7 @@ impl Client {
         &self.0.store
     }
 
-    fn is_insecure(&self, host: &str) -> bool {
+    pub(super) fn is_insecure(&self, host: &str) -> bool {
         let (name, _) = host_and_port(host);
         let address = name.parse::<IpAddr>().ok();
         self.0.options.insecure.iter().any(|entry| match (entry.split_once('/'), address) {

@@ -9,6 +9,8 @@ use crate::images::{self, human, listing};
 use crate::ui;
 
 /// Show how an image came to be
+///
+/// The newest step is first. Steps that changed no file have size 0B.
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
     /// Do not shorten ids and commands

@@ -11,7 +11,15 @@ use crate::images::{self, human, template::Template};
 use crate::ui;
 
 /// Show all that is known of images, as JSON
+///
+/// The document is docker's. Exit code 1 when one of the images is not there; the others are shown.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples
+  layerfs inspect debian:13
+  layerfs inspect -f '{{.Id}}' debian:13
+  layerfs inspect -f '{{json .Config.Env}}' debian:13
+  layerfs inspect -f '{{range .RootFS.Layers}}{{println .}}{{end}}' debian:13")]
 pub(crate) struct ImageInspectArgs {
     /// A Go template, or `json`
     #[arg(short, long, value_name = "FORMAT")]

@@ -15,7 +15,16 @@ use crate::images::{self, human, listing};
 use crate::ui;
 
 /// List images
+///
+/// SIZE is that of the files in all layers of the image. What it has alone, and what others have too, is shown by the fields
+/// UniqueSize and SharedSize of --format, and by `layerfs system df -v`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples
+  layerfs images 'debian'
+  layerfs images -f dangling=true -q
+  layerfs images -f reference='quay.io/*/tool:*'
+  layerfs images --format 'table {{.Repository}}\\t{{.Tag}}\\t{{.UniqueSize}}'")]
 pub(crate) struct ImagesArgs {
     /// Show all images (there are no intermediate ones here: the same list)
     #[arg(short, long)]

@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::Args;
 use layerfs_image::archive::{self, ImportOptions, Source};
 
+use crate::commands::registry::{self, RegistryArgs};
 use crate::exit::Usage;
 use crate::images;
 use crate::ui;
@@ -29,7 +30,15 @@ pub(crate) struct LoadArgs {
 }
 
 /// Make an image of the archive of a root filesystem
+///
+/// The archive is a tar, compressed by gzip, zstd, bzip2, xz or not at all. It becomes the one layer of the image. Prints
+/// the image's id.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples
+  layerfs import root.tar.xz mine:1
+  layerfs import https://example.com/root.tar.gz mine:1
+  mmdebstrap stable - | layerfs import -c 'CMD [\"/bin/bash\"]' - debian:mine")]
 pub(crate) struct ImportArgs {
     /// Change the image's config by an instruction of a Dockerfile (CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD,
     /// STOPSIGNAL, USER, VOLUME, WORKDIR)
@@ -41,8 +50,10 @@ pub(crate) struct ImportArgs {
     /// Platform of the image, if not this machine's
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<String>,
-    /// The archive: a file or - for standard input
-    #[arg(value_name = "FILE|-")]
+    #[command(flatten)]
+    registry: RegistryArgs,
+    /// The archive: a file, a URL (http or https), or - for standard input
+    #[arg(value_name = "FILE|URL|-")]
     file: PathBuf,
     /// Name of the image
     #[arg(value_name = "NAME[:TAG]")]
@@ -92,12 +103,9 @@ pub(crate) fn load(args: LoadArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
     let name = args.name.as_deref().map(images::parse_tag).transpose()?;
     let text = args.file.to_string_lossy();
-    if text.starts_with("http://") || text.starts_with("https://") {
-        return Err(
-            Usage(format!("{text}: fetch it first, for example: curl -L {text} | layerfs import -")).into()
-        );
-    }
+    let is_url = text.starts_with("http://") || text.starts_with("https://");
     let reader: Box<dyn Read> = match args.file.as_path() {
+        _ if is_url => Box::new(args.registry.client()?.download(&text).map_err(registry::hinted)?),
         path if path == Path::new("-") => Box::new(stdin()?),
         path => Box::new(File::open(path).with_context(|| format!("open {}", path.display()))?),
     };

@@ -1,17 +1,24 @@
 //! `layerfs image prune`.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use layerfs_image::store::Store;
 
 use super::list::Filters;
 use crate::images::{self, containers, human};
 use crate::ui;
 
 /// Remove images without a name, and with --all those that no container uses
+///
+/// Layers go with the last image that has them.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples
+  layerfs image prune                                images without a name
+  layerfs image prune -af --filter until=240h        all unused ones that are older than ten days
+  layerfs image prune -a --filter label!=keep        all unused ones without this label")]
 pub(crate) struct PruneArgs {
     /// Remove all images that no container uses
     #[arg(short, long)]
@@ -28,10 +35,45 @@ pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
     let store = images::open_store()?;
     let filters = Filters::parse(&args.filter, &store)?;
     let all = args.all || filters.dangling() == Some(false);
-    if !args.force && !confirmed(all)? {
+    let what = match all {
+        true => "all images without at least one container associated to them",
+        false => "all dangling images",
+    };
+    if !args.force && !ui::prompt::confirm(&format!("WARNING! This will remove {what}.\n"))? {
         return Ok(ExitCode::SUCCESS);
     }
-    let mut out = String::new();
+    remove_unused(&store, all, &args.filter)?.tell()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a prune removed.
+#[derive(Debug)]
+pub(super) struct Pruned {
+    lines: String,
+    bytes: u64,
+    postponed: bool,
+}
+
+impl Pruned {
+    /// In docker's words.
+    pub(super) fn tell(&self) -> anyhow::Result<()> {
+        if self.postponed {
+            ui::note("the store is in use: what is not needed any more is removed by the next prune or rmi");
+        }
+        let list = match self.lines.as_str() {
+            "" => String::new(),
+            lines => format!("Deleted Images:\n{lines}\n"),
+        };
+        ui::print(format!("{list}Total reclaimed space: {}\n", human::size(self.bytes)))?;
+        Ok(())
+    }
+}
+
+/// Removes images that no container uses and that the filters admit: those without a name, or with `all` any.
+pub(super) fn remove_unused(store: &Store, all: bool, filters: &[String]) -> anyhow::Result<Pruned> {
+    let filters = Filters::parse(filters, store)?;
+    let all = all || filters.dangling() == Some(false);
+    let mut lines = String::new();
     for image in store.images()?.0 {
         let dangling = image.named.names.is_empty();
         let admitted = (dangling || all) && filters_admit(&filters, &image, all);
@@ -39,41 +81,19 @@ pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
             continue;
         }
         for name in image.familiar_names().iter().chain(&image.familiar_digests()) {
-            out.push_str(&format!("untagged: {name}\n"));
+            lines.push_str(&format!("untagged: {name}\n"));
         }
         store.forget(&image.named.manifest)?;
-        out.push_str(&format!("deleted: {}\n", image.id));
+        lines.push_str(&format!("deleted: {}\n", image.id));
     }
     let collected = store.collect().context("remove what no image needs")?;
     for layer in &collected.layers {
-        out.push_str(&format!("deleted: {layer}\n"));
+        lines.push_str(&format!("deleted: {layer}\n"));
     }
-    if !out.is_empty() {
-        out = format!("Deleted Images:\n{out}\n");
-    }
-    if collected.postponed {
-        ui::note("the store is in use: what is not needed any more is removed by the next prune or rmi");
-    }
-    ui::print(format!("{out}Total reclaimed space: {}\n", human::size(collected.bytes)))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Pruned { lines, bytes: collected.bytes, postponed: collected.postponed })
 }
 
 /// `dangling=false` widens what is removed, it does not narrow it.
 fn filters_admit(filters: &Filters, image: &layerfs_image::store::Image, all: bool) -> bool {
     filters.admit(image) || all && filters.dangling() == Some(false) && image.named.names.is_empty()
-}
-
-fn confirmed(all: bool) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Err(crate::exit::Usage("nobody to ask: use --force to remove without asking".into()).into());
-    }
-    let what = if all {
-        "all images without at least one container associated to them"
-    } else {
-        "all dangling images"
-    };
-    ui::ask(&format!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] "));
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context("read the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -9,6 +9,9 @@ use crate::images;
 
 /// Give an image another name
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example
+  layerfs tag mine:1 localhost:5000/team/mine:1")]
 pub(crate) struct TagArgs {
     /// Name or id
     #[arg(value_name = "IMAGE")]
