@@ -7,11 +7,18 @@ use std::io::Read;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use layerfs_image::digest::Digest;
-use layerfs_image::media_type::OCI_MANIFEST;
+use layerfs_image::Error;
+use layerfs_image::digest::{DiffId, Digest};
+use layerfs_image::layer::WithoutIndex;
+use layerfs_image::media_type::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use layerfs_image::reference::Reference;
 use layerfs_image::registry::{
-    Client, ClientOptions, Credentials, Environment, ErrorKind, RegistryError, RetryPolicy, Uploaded, Which,
+    Client, ClientOptions, Credentials, Environment, ErrorKind, Platform, RegistryError, RetryPolicy,
+    Uploaded, Which,
 };
+use layerfs_image::store::Store;
+use layerfs_image::tar::TarWriter;
+use layerfs_image::transfer::{Pulled, Silent, pull};
 use support::fault::{FaultServer, Reply, Request};
 use support::{content, manifest, options, repository};
 
@@ -587,4 +594,116 @@ fn pages_are_followed_and_not_to_other_hosts() {
     assert_eq!(names, ["a", "b", "c"]);
     let error = repository(options(), &format!("{}/tool", server.host())).tags().unwrap_err();
     assert!(error.to_string().contains("other.invalid"), "{error}");
+}
+
+/// A layer whose tar has one file, of `len` bytes.
+fn layer(name: &str, len: usize) -> Vec<u8> {
+    let mut writer = TarWriter::new(Vec::new());
+    writer.file(name, &content(len, len as u32)).unwrap();
+    writer.finish().unwrap()
+}
+
+/// Answers for the image `tool:1` of these layers, except where `fault` does.
+fn image_server(
+    layers: Vec<Vec<u8>>,
+    fault: impl Fn(&Request, &[Vec<u8>]) -> Option<Reply> + Send + Sync + 'static,
+) -> FaultServer {
+    let digests: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": { "type": "layers", "diff_ids": digests },
+    });
+    let config = config.to_string().into_bytes();
+    let descriptor = |media_type: &str, bytes: &[u8]| serde_json::json!({ "mediaType": media_type, "digest": Digest::of(bytes), "size": bytes.len() });
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(OCI_CONFIG, &config),
+        "layers": layers.iter().map(|layer| descriptor(OCI_LAYER, layer)).collect::<Vec<_>>(),
+    });
+    FaultServer::start(move |request| {
+        if let Some(reply) = fault(request, &layers) {
+            return Some(reply);
+        }
+        if request.target.ends_with("/manifests/1") {
+            return Some(Reply::new(200).header("Content-Type", OCI_MANIFEST).body(manifest.to_string()));
+        }
+        let all = layers.iter().chain([&config]);
+        let blob = all.into_iter().find(|blob| request.target.ends_with(&Digest::of(blob).to_string()))?;
+        Some(part(request, blob))
+    })
+}
+
+fn pull_into(store: &Store, server: &FaultServer) -> Result<Pulled, Error> {
+    let reference = Reference::parse(&format!("{}/tool:1", server.host())).unwrap();
+    let session = store.session().unwrap();
+    let client = Client::new(options()).unwrap();
+    pull(store, &session, &client, &reference, &Platform::host(), &Silent)
+}
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("images"), std::sync::Arc::new(WithoutIndex)).unwrap();
+    (dir, store)
+}
+
+/// Between the registry and the store are a decoder and an unpacker: what went wrong is told as the registry's fault, with
+/// host and hint, and not as theirs.
+#[test]
+fn a_pull_that_fails_is_told_in_the_registrys_words() {
+    let kind_of = |fault: fn(&Request, &[Vec<u8>]) -> Option<Reply>| {
+        let server = image_server(vec![layer("a", 10_000)], fault);
+        let (_dir, store) = store();
+        let error = pull_into(&store, &server).unwrap_err();
+        assert!(store.named().unwrap().is_empty());
+        let Error::Registry(error) = error else { panic!("{error:?}") };
+        assert!(error.to_string().contains(&server.host()), "{error}");
+        assert!(error.hint().is_some(), "{error}");
+        error.kind
+    };
+    let wrong = kind_of(|request, layers| {
+        let mut bytes = layers[0].clone();
+        bytes[5000] ^= 1;
+        request.target.ends_with(&Digest::of(&layers[0]).to_string()).then(|| Reply::new(200).body(&bytes))
+    });
+    assert!(matches!(*wrong, ErrorKind::WrongDigest { .. }), "{wrong}");
+    let short = kind_of(|request, layers| {
+        let is_layer = request.target.ends_with(&Digest::of(&layers[0]).to_string());
+        is_layer.then(|| Reply::new(200).body(&layers[0][..5000]))
+    });
+    assert!(matches!(*short, ErrorKind::WrongLength { .. }), "{short}");
+    let cut = kind_of(|request, layers| {
+        let is_layer = request.target.ends_with(&Digest::of(&layers[0]).to_string());
+        is_layer.then(|| match request.range_start() {
+            None => Reply::new(200).body(&layers[0]).cut(100),
+            Some(_) => Reply::hang_up(),
+        })
+    });
+    assert!(matches!(*cut, ErrorKind::Connect { .. }), "{cut}");
+}
+
+/// What was finished before a pull failed is not asked for again.
+#[test]
+fn the_next_pull_goes_on_where_one_failed() {
+    let layers: Vec<Vec<u8>> = (0..4).map(|at| layer(&format!("f{at}"), 20_000 + at)).collect();
+    let broken = std::sync::Arc::new(AtomicU32::new(1));
+    let is_broken = broken.clone();
+    let server = image_server(layers.clone(), move |request, layers| {
+        let is_last = request.target.ends_with(&Digest::of(layers.last().unwrap()).to_string());
+        (is_last && is_broken.load(Ordering::SeqCst) == 1).then(|| Reply::new(404))
+    });
+    let (_dir, store) = store();
+    pull_into(&store, &server).unwrap_err();
+    assert!(store.named().unwrap().is_empty());
+    let before = server.requests().len();
+    broken.store(0, Ordering::SeqCst);
+    let pulled = pull_into(&store, &server).unwrap();
+    assert!(!pulled.up_to_date);
+    let again = server.requests().split_off(before);
+    // Up to three layers were on their way when the last one failed.
+    let first = Digest::of(&layers[0]).to_string();
+    assert!(!again.iter().any(|request| request.ends_with(&first)), "{again:?}");
+    for layer in &layers {
+        assert!(store.layer_tree(&DiffId(Digest::of(layer))).is_dir());
+    }
+    assert!(store.check(false).unwrap().problems.is_empty());
+    assert!(pull_into(&store, &server).unwrap().up_to_date);
 }
