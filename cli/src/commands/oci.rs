@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use layerfs_runner::runtime::{Runtime, RuntimeError, time};
 use layerfs_runner::{CreateError, FailureKind, host};
 
@@ -106,6 +106,7 @@ enum LogFormat {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     Create(create::CreateArgs),
     Start(start::StartArgs),
@@ -142,14 +143,15 @@ pub(crate) fn standalone(arguments: &[OsString]) -> Option<ExitCode> {
         // Before anything that takes time, for it is done again. Where it fails, the command itself says so.
         protect().ok();
     }
-    let arguments = arguments.iter().map(|word| match word.to_str() {
-        // As runc has it.
-        Some("-v") => OsString::from("--version"),
-        _ => word.clone(),
-    });
-    let parsed = <Standalone as clap::CommandFactory>::command()
-        .try_get_matches_from(arguments)
-        .and_then(|matches| Standalone::from_arg_matches(&matches));
+    let arguments: Vec<_> = arguments
+        .iter()
+        .map(|word| match word.to_str() {
+            // As runc has it.
+            Some("-v") => OsString::from("--version"),
+            _ => word.clone(),
+        })
+        .collect();
+    let parsed: Result<Standalone, _> = crate::args::parse(&arguments);
     Some(match parsed {
         Ok(standalone) => oci(standalone.oci),
         Err(error) => {

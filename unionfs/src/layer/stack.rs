@@ -301,9 +301,9 @@ fn open_lower(
     Ok(Lower {
         path: spec.path.clone(),
         root: LayerDir::root(number, index_root, attr, marks.opaque, marks.flags, fds.count(fd)),
+        immutable: spec.immutable || config.trust_index && index.is_some(),
         index,
         index_bad: AtomicBool::new(false),
-        immutable: spec.immutable,
         override_stat: has_override,
         hard_links: OnceLock::new(),
     })
