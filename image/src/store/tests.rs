@@ -1,5 +1,7 @@
 //! The store as its users see it: names, sharing, collection, damage, several at once.
 
+mod repair;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
