@@ -1,5 +1,6 @@
 //! The store as its users see it: names, sharing, collection, damage, several at once.
 
+mod processes;
 mod repair;
 
 use std::fs;
