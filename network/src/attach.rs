@@ -16,9 +16,10 @@ use crate::error::{Doing, Error, Result};
 use crate::lease::{Lease, Leases};
 use crate::mac::Mac;
 use crate::namespace;
+use crate::netlink::conntrack::Flow;
 use crate::netlink::route::Veth;
 use crate::netlink::socket::Socket;
-use crate::ports::PortMapping;
+use crate::ports::{PortMapping, Protocol};
 use crate::reserve::{self, Reservation};
 use crate::store::{Networks, find_in, random_bytes, random_id};
 use crate::sysctl;
@@ -118,6 +119,7 @@ impl Networks {
         leases.save(self.directory())?;
         let made = self.make(&network, &lease, namespace.as_fd()).and_then(|()| {
             self.sync_firewall(&networks, &leases.leases)?;
+            forget_flows(&lease, true);
             if network.names { self.start_responder(&network) } else { Ok(()) }
         });
         if let Err(error) = made {
@@ -304,6 +306,7 @@ impl Networks {
         self.sync_firewall(networks, &leases.leases)?;
         let mut socket = Socket::route().doing(|| "open a socket for interfaces".into())?;
         for lease in &gone {
+            forget_flows(lease, false);
             let name = &lease.host_interface;
             socket.delete_link(name).doing(|| format!("remove interface {name:?}"))?;
             let network = networks.iter().find(|network| network.id == lease.network);
@@ -313,6 +316,23 @@ impl Networks {
             }
         }
         leases.save(self.directory())
+    }
+}
+
+/// Makes clients of UDP that go on sending find the right place: flows to published ports that began before they were
+/// published (`begins`), or that lead to a container that goes. Where the kernel cannot tell flows, they run out.
+fn forget_flows(lease: &Lease, begins: bool) {
+    let ports: Vec<u16> =
+        lease.ports.iter().filter(|p| p.protocol == Protocol::Udp).map(|port| port.host_port).collect();
+    if ports.is_empty() {
+        return;
+    }
+    let stale = |flow: Flow| match flow.redirected {
+        None => begins && !flow.masqueraded && ports.contains(&flow.port),
+        Some(to) => !begins && lease.addresses().any(|own| own == to),
+    };
+    if let Err(error) = Socket::netfilter().and_then(|mut socket| socket.forget_flows(stale)) {
+        tracing::debug!(%error, "forget flows of UDP");
     }
 }
 

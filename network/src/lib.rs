@@ -21,6 +21,7 @@ mod reserve;
 mod store;
 mod sys;
 mod sysctl;
+pub mod userland;
 
 pub use attach::{Attachment, Namespace, Request};
 pub use check::Problem;

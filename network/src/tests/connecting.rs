@@ -272,3 +272,31 @@ fn without_icc_neighbours_do_not_reach_each_other() {
         assert!(ask_tcp(a.fd(), at(b.v4(), 80), SHORT).is_err());
     });
 }
+
+#[test]
+fn a_client_of_udp_that_goes_on_finds_the_next_container() {
+    with_host("flows", |host| {
+        let outside = host.outside();
+        let a = host.container("a", "bridge", &["5353:53/udp"]);
+        serve_udp(a.fd(), "0.0.0.0:53");
+        let client = crate::namespace::within(outside.as_fd(), || {
+            let client = std::net::UdpSocket::bind("0.0.0.0:0").unwrap_or_else(|e| panic!("{e}"));
+            client.connect(at(host_ip(), 5353)).unwrap_or_else(|e| panic!("{e}"));
+            client.set_read_timeout(Some(PATIENCE)).unwrap_or_else(|e| panic!("{e}"));
+            Ok(client)
+        })
+        .unwrap_or_else(|e| panic!("{}", words(&e)));
+        let ask = || client.send(b"?").and_then(|_| client.recv(&mut [0; 64]));
+        assert!(ask().is_ok());
+        let before = a.v4();
+        host.networks.detach(&a.id, None).unwrap_or_else(|e| panic!("{}", words(&e)));
+        drop(a);
+        // Into the void; this flow is remembered without a container.
+        client.send(b"?").unwrap_or_default();
+        let b = host.container("b", "bridge", &["5353:53/udp"]);
+        assert_ne!(b.v4(), before);
+        serve_udp(b.fd(), "0.0.0.0:53");
+        let answered = ask().or_else(|_| ask());
+        assert!(answered.is_ok(), "{answered:?}");
+    });
+}
