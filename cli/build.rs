@@ -1,4 +1,4 @@
-//! How the program is linked: `docs/decisions/0012-quick-start.md`.
+//! How the program is linked: `docs/decisions/0013-quick-start.md`.
 
 use std::path::Path;
 use std::process::Command;

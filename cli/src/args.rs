@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Import(commands::image::load::ImportArgs),
     Manifest(commands::image::manifest::ManifestArgs),
     Store(commands::image::store::StoreArgs),
+    Network(commands::network::NetworkArgs),
+    Volume(commands::volume::VolumeArgs),
     System(commands::image::system::SystemArgs),
     Info(commands::image::system::InfoArgs),
     Completion(commands::completion::CompletionArgs),

@@ -65,6 +65,8 @@ fn main() -> ExitCode {
         Command::Import(args) => finish(commands::image::load::import(args), exit::FAILURE),
         Command::Manifest(args) => finish(commands::image::manifest::manifest(args), exit::FAILURE),
         Command::Store(args) => finish(commands::image::store::store(args), exit::FAILURE),
+        Command::Network(args) => finish(commands::network::network(args), exit::FAILURE),
+        Command::Volume(args) => finish(commands::volume::volume(args), exit::FAILURE),
         Command::System(args) => finish(commands::image::system::system(args), exit::FAILURE),
         Command::Info(args) => finish(commands::image::system::info(args), exit::FAILURE),
         Command::Completion(args) => finish(commands::completion::completion(args), exit::FAILURE),
