@@ -88,7 +88,14 @@ impl Assembly {
     }
 
     /// A layer was taken in: completes it and those above that waited for it.
-    fn add(&mut self, store: &Store, at: usize, mut taken: Taken, diff_ids: &[DiffId]) -> Result<(), Error> {
+    fn add(
+        &mut self,
+        store: &Store,
+        at: usize,
+        mut taken: Taken,
+        diff_ids: &[DiffId],
+        keys: &[(DiffId, Option<Digest>)],
+    ) -> Result<(), Error> {
         if let Taken::New(layer) = &mut taken {
             self.bytes += layer.size;
             self.blobs.extend(layer.take_blob());
@@ -100,7 +107,7 @@ impl Assembly {
             match taken {
                 Taken::Known(blob) => self.done[at] = Some(blob),
                 Taken::Again => {
-                    let first = diff_ids.iter().position(|diff_id| *diff_id == diff_ids[at]).unwrap_or(0);
+                    let first = keys.iter().position(|key| *key == keys[at]).unwrap_or(0);
                     self.done[at] = self.done[first];
                 }
                 Taken::New(mut layer) => {
@@ -149,9 +156,11 @@ pub fn take_layers<P: LayerProvider>(
     let assembly = Mutex::new(Assembly::new(layers.len()));
     let publishing = Mutex::new(());
     let next = AtomicUsize::new(0);
-    // The same layer twice in one image is taken in once.
+    // The same layer twice in one image is taken in once, unless it comes from two blobs.
     let mut seen = HashSet::new();
-    let is_first: Vec<bool> = diff_ids.iter().map(|diff_id| seen.insert(*diff_id)).collect();
+    let keys: Vec<(DiffId, Option<Digest>)> =
+        layers.iter().map(|layer| (layer.diff_id, layer.blob.map(|(blob, _)| blob))).collect();
+    let is_first: Vec<bool> = keys.iter().map(|key| seen.insert(*key)).collect();
     let one = |at: usize, layer: &WantedLayer| -> Result<(), Error> {
         let taken = if is_first[at] {
             let below = at.checked_sub(1).map(|at| chain[at]);
@@ -160,7 +169,7 @@ pub fn take_layers<P: LayerProvider>(
             provider.known(at);
             Taken::Again
         };
-        assembly.lock().unwrap_or_else(PoisonError::into_inner).add(store, at, taken, &diff_ids)?;
+        assembly.lock().unwrap_or_else(PoisonError::into_inner).add(store, at, taken, &diff_ids, &keys)?;
         // By one thread, while the others go on. Who comes meanwhile leaves it to the next.
         if let Ok(_turn) = publishing.try_lock() {
             let (blobs, trees) = assembly.lock().unwrap_or_else(PoisonError::into_inner).due(false);
@@ -219,6 +228,7 @@ fn take_layer<P: LayerProvider>(
     if record.is_some()
         && let Some(size) = size
     {
+        store.prove_expansion(&layer.diff_id, &blob, size)?;
         provider.known(at);
         return Ok(Taken::Known((blob, size, media_type::OCI_LAYER)));
     }

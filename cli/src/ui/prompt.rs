@@ -43,6 +43,14 @@ pub(crate) fn confirm(warning: &str) -> anyhow::Result<bool> {
     Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
+/// Asks whether `what` is to be removed, in docker's words.
+///
+/// # Errors
+/// As [`confirm`].
+pub(crate) fn confirmed(what: &str) -> anyhow::Result<bool> {
+    confirm(&format!("WARNING! This will remove {what}.\n"))
+}
+
 /// Asks, and reads a line that is not shown. Ctrl-C gives up like Ctrl-D: the terminal must not stay silent.
 ///
 /// # Errors

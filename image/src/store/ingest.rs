@@ -72,6 +72,8 @@ pub struct StagedBlob {
 pub struct StagedLayer {
     pub(super) directory: PathBuf,
     pub(super) record: LayerRecord,
+    /// What it was unpacked from.
+    pub(super) blob: Digest,
 }
 
 impl StagedLayer {
@@ -137,7 +139,7 @@ impl Store {
             if compression == Compression::None && input.diff_id.is_none_or(is_sha256) {
                 unpacked = unpack(plain, root, marks, self.limits);
             } else {
-                let limit = self.limits.bytes.saturating_add(self.limits.entries.saturating_mul(1024));
+                let limit = self.limits.stream();
                 let algorithm = input.diff_id.map_or(Algorithm::Sha256, |diff_id| diff_id.0.algorithm());
                 let mut plain = BufReader::with_capacity(BUFFER, Hashed::new(plain, algorithm, limit));
                 unpacked = unpack(&mut plain, root, marks, self.limits);
@@ -212,7 +214,7 @@ impl Store {
             packed_size: None,
         };
         Self::describe_layer(&directory, &record)?;
-        Ok(Some(StagedLayer { directory, record }))
+        Ok(Some(StagedLayer { directory, record, blob: layer.blob }))
     }
 
     /// Puts finished blobs and layers (the lowest first) in their places. One sync for all of them comes before: it costs
@@ -255,6 +257,7 @@ impl Store {
         }
         for layer in layers {
             self.place_layer(session, &layer.directory, &layer.record)?;
+            self.record_expansion(&layer.record.diff_id, &layer.blob)?;
         }
         Ok(())
     }

@@ -175,7 +175,8 @@ impl Store {
             true => vec![StagedBlob { path: blob, digest: record.diff_id.0 }],
             false => Vec::new(),
         };
-        let layer = StagedLayer { directory: directory.to_owned(), record: record.clone() };
+        let blob = record.diff_id.0;
+        let layer = StagedLayer { directory: directory.to_owned(), record: record.clone(), blob };
         self.publish_layers(session, &blobs, &[layer])
     }
 }
