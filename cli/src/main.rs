@@ -18,8 +18,6 @@ mod ui;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
-
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
@@ -34,8 +32,7 @@ fn main() -> ExitCode {
         Some(command) if command == "run" => exit::RUN,
         _ => exit::USAGE,
     };
-    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m));
-    let cli = match parsed {
+    let cli: Cli = match args::parse(&arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way too, on stdout and with success. A closed pipe is quiet.
@@ -68,6 +65,8 @@ fn main() -> ExitCode {
         Command::Import(args) => finish(commands::image::load::import(args), exit::FAILURE),
         Command::Manifest(args) => finish(commands::image::manifest::manifest(args), exit::FAILURE),
         Command::Store(args) => finish(commands::image::store::store(args), exit::FAILURE),
+        Command::Network(args) => finish(commands::network::network(args), exit::FAILURE),
+        Command::Volume(args) => finish(commands::volume::volume(args), exit::FAILURE),
         Command::System(args) => finish(commands::image::system::system(args), exit::FAILURE),
         Command::Info(args) => finish(commands::image::system::info(args), exit::FAILURE),
         Command::Completion(args) => finish(commands::completion::completion(args), exit::FAILURE),

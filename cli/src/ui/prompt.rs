@@ -25,6 +25,22 @@ pub(crate) fn line(question: &str) -> io::Result<String> {
     Ok(answer.trim().to_owned())
 }
 
+/// Asks whether `what` is to be removed, in docker's words.
+///
+/// # Errors
+/// When there is nobody to ask.
+pub(crate) fn confirmed(what: &str) -> anyhow::Result<bool> {
+    if !is_possible() {
+        return Err(crate::exit::Usage("nobody to ask: use --force to remove without asking".into()).into());
+    }
+    let question = format!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
+    let answer = match line(&question) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        answer => answer?,
+    };
+    Ok(matches!(answer.as_str(), "y" | "Y" | "yes"))
+}
+
 /// Asks, and reads a line that is not shown. Ctrl-C gives up like Ctrl-D: the terminal must not stay silent.
 ///
 /// # Errors

@@ -258,7 +258,7 @@ impl Filters {
 }
 
 /// A time of RFC 3339, seconds since 1970, or how long ago: `24h`, `90m`.
-fn point_in_time(text: &str) -> anyhow::Result<i64> {
+pub(crate) fn point_in_time(text: &str) -> anyhow::Result<i64> {
     if let Some((seconds, _)) = layerfs_image::time::parse(text) {
         return Ok(seconds);
     }

@@ -1,0 +1,54 @@
+//! `layerfs network`.
+
+mod connect;
+mod containers;
+mod create;
+mod filter;
+mod inspect;
+mod list;
+mod open;
+mod prune;
+mod remove;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+pub(crate) use create::labels;
+pub(crate) use filter::Filters;
+
+/// Manage networks
+#[derive(Debug, Args)]
+pub(crate) struct NetworkArgs {
+    #[command(subcommand)]
+    command: NetworkCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum NetworkCommand {
+    Create(create::CreateArgs),
+    #[command(name = "ls", visible_alias = "list")]
+    List(list::ListArgs),
+    Inspect(inspect::InspectArgs),
+    #[command(name = "rm", visible_alias = "remove")]
+    Remove(remove::RemoveArgs),
+    Prune(prune::PruneArgs),
+    Connect(connect::ConnectArgs),
+    Disconnect(connect::DisconnectArgs),
+    #[command(hide = true)]
+    ServeNames(serve::ServeArgs),
+}
+
+pub(crate) fn network(args: NetworkArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        NetworkCommand::Create(args) => create::create(args),
+        NetworkCommand::List(args) => list::list(args),
+        NetworkCommand::Inspect(args) => inspect::inspect(args),
+        NetworkCommand::Remove(args) => remove::remove(args),
+        NetworkCommand::Prune(args) => prune::prune(args),
+        NetworkCommand::Connect(args) => connect::connect(args),
+        NetworkCommand::Disconnect(args) => connect::disconnect(args),
+        NetworkCommand::ServeNames(args) => serve::serve(args),
+    }
+}

@@ -1,0 +1,49 @@
+//! `layerfs network prune`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use layerfs_network::Error;
+
+use super::containers;
+use super::filter::Filters;
+use super::open::{open, told};
+use crate::ui;
+use crate::ui::prompt::confirmed;
+
+/// Remove all networks that no container is in
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+    /// Remove only some: until=TIME, label=NAME[=VALUE], label!=NAME[=VALUE]
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
+}
+
+pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
+    let filters = Filters::parse(&args.filter, &["until", "label", "label!"])?;
+    if !args.force && !confirmed("all custom networks not used by at least one container")? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let networks = open()?;
+    // What killed containers hold is not in use.
+    networks.check(true, &containers::runs).map_err(told)?;
+    let mut removed = Vec::new();
+    for network in networks.list().map_err(told)? {
+        if network.is_predefined() || !filters.labels(&network.labels) || !filters.until(&network.created)? {
+            continue;
+        }
+        match networks.remove(&network.name) {
+            Ok(network) => removed.push(network.name),
+            // In use, or removed by another meanwhile.
+            Err(Error::Active { .. } | Error::NoSuchNetwork(_)) => {}
+            Err(error) => return Err(told(error)),
+        }
+    }
+    if !removed.is_empty() {
+        ui::print(format!("Deleted Networks:\n{}\n\n", removed.join("\n")))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,48 @@
+//! `layerfs volume`.
+
+mod create;
+mod inspect;
+mod list;
+mod prune;
+mod remove;
+mod users;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use layerfs_volume::Volumes;
+
+use crate::commands::run::store_root;
+
+/// Manage volumes
+#[derive(Debug, Args)]
+pub(crate) struct VolumeArgs {
+    #[command(subcommand)]
+    command: VolumeCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum VolumeCommand {
+    Create(create::CreateArgs),
+    #[command(name = "ls", visible_alias = "list")]
+    List(list::ListArgs),
+    Inspect(inspect::InspectArgs),
+    #[command(name = "rm", visible_alias = "remove")]
+    Remove(remove::RemoveArgs),
+    Prune(prune::PruneArgs),
+}
+
+pub(crate) fn volume(args: VolumeArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        VolumeCommand::Create(args) => create::create(args),
+        VolumeCommand::List(args) => list::list(args),
+        VolumeCommand::Inspect(args) => inspect::inspect(args),
+        VolumeCommand::Remove(args) => remove::remove(args),
+        VolumeCommand::Prune(args) => prune::prune(args),
+    }
+}
+
+/// Opens the volumes of this engine.
+pub(crate) fn open() -> anyhow::Result<Volumes> {
+    Ok(Volumes::open(&store_root()?)?)
+}

@@ -1,0 +1,3 @@
+//! System calls without a safe wrapper.
+
+pub(crate) mod unshare;
