@@ -76,6 +76,35 @@ impl Marks {
     }
 }
 
+/// What new files look like where a layer is unpacked: what they have already need not be given to them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fresh {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Bits of the mode that are taken away.
+    pub(super) umask: u32,
+    /// They have no xattrs: no label, and no ACL of their directory.
+    pub(super) bare: bool,
+}
+
+impl Fresh {
+    /// Of a file that was just made with all permissions.
+    pub(super) fn of(file: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(file)?;
+        let umask = !stat.st_mode & 0o777;
+        let bare = matches!(rustix::fs::flistxattr(file, &mut [0_u8; 0][..]), Ok(0) | Err(Errno::OPNOTSUPP));
+        Ok(Self { uid: stat.st_uid, gid: stat.st_gid, umask, bare })
+    }
+}
+
+/// Attributes that an object got when it was made.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Given {
+    pub(super) owner: bool,
+    pub(super) mode: bool,
+    pub(super) xattrs: bool,
+}
+
 /// Attributes that an object is to have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attributes<'a> {
@@ -86,6 +115,8 @@ pub(super) struct Attributes<'a> {
     pub(super) atime: Option<Timestamp>,
     /// Names as in archives.
     pub(super) xattrs: &'a [Xattr],
+    /// What the object has already.
+    pub(super) given: Given,
     /// The type, where overrides have to say it: `file`, `dir`, `symlink`, `pipe`, `char-1-3`, `block-8-0`.
     pub(super) type_word: &'a str,
 }
@@ -111,7 +142,7 @@ pub(super) fn apply(
         let value =
             format!("{}:{}:0{:o}:{}", attributes.uid, attributes.gid, attributes.mode, attributes.type_word);
         set_xattr(target, OVERRIDE_STAT, value.as_bytes())?;
-    } else {
+    } else if !attributes.given.owner {
         let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
         match target {
             Target::Open(fd) => rustix::fs::fchown(fd, Some(uid), Some(gid))?,
@@ -129,7 +160,7 @@ pub(super) fn apply(
             Err(errno) => return Err(errno),
         }
     }
-    if !is_symlink && !marks.overrides {
+    if !is_symlink && !marks.overrides && !attributes.given.mode {
         let mode = Mode::from_raw_mode(attributes.mode);
         match target {
             Target::Open(fd) => rustix::fs::fchmod(fd, mode)?,
@@ -244,8 +275,12 @@ pub(super) fn open_directory(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Err
 }
 
 pub(super) fn create_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    create_file_as(dir, name, 0o600)
+}
+
+pub(super) fn create_file_as(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode))
 }
 
 /// Makes a whiteout of `name`.

@@ -251,3 +251,42 @@ fn regression_links_to_marks_and_hidden_files_are_refused() {
     let error = over(&link, below.path(), Limits::default()).unwrap_err();
     assert!(error.to_string().contains("hard link to a directory"), "{error}");
 }
+
+/// Files are made as they are to be where that is possible, whatever the directory and the mask of the process add.
+#[test]
+fn attributes_do_not_depend_on_where_a_layer_is_unpacked() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let root = fs::File::open(&tree).unwrap();
+    let marks = Marks::probe(root.as_fd()).unwrap();
+    if marks.overrides {
+        eprintln!("skipped: files cannot be given away here");
+        return;
+    }
+    std::os::unix::fs::chown(&tree, None, Some(5)).unwrap();
+    fs::set_permissions(&tree, fs::Permissions::from_mode(0o2755)).unwrap();
+    let modes = [0o644, 0o666, 0o777, 0o4755, 0o2711, 0o1600, 0, 0o444, 0o640];
+    let mut entries = Vec::new();
+    for (at, (mode, (uid, gid))) in
+        modes.iter().flat_map(|mode| [(0, 0), (0, 5), (7, 0)].map(|owner| (*mode, owner))).enumerate()
+    {
+        let (mut entry, content) = file(&format!("d/{at}"), b"x");
+        (entry.mode, entry.uid, entry.gid) = (mode, uid, gid);
+        entries.push((entry, content));
+    }
+    let mut unpacked = unpack(&*archive(&entries), root.into(), marks, Limits::default()).unwrap();
+    let recorder: &'static Recorder = Box::leak(Box::default());
+    unpacked.finish(&Stack::new(Vec::new()), &recorder, &dir.path().join("index")).unwrap();
+    let recorded = recorder.0.lock().unwrap();
+    for (entry, _) in &entries {
+        let path = String::from_utf8_lossy(&entry.path).into_owned();
+        let found = fs::metadata(tree.join(&path)).unwrap();
+        let (mode, uid, gid) = (found.mode() & 0o7777, found.uid(), found.gid());
+        assert_eq!((mode, uid, gid), (entry.mode, entry.uid, entry.gid), "{path}");
+        let (_, stat, xattrs) = recorded.iter().find(|recorded| recorded.0 == path).unwrap();
+        assert_eq!((stat.mode & 0o7777, stat.uid, stat.gid), (mode, uid, gid), "{path}");
+        assert!(xattrs.is_empty(), "{path}");
+    }
+}

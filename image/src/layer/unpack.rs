@@ -23,7 +23,7 @@ use std::sync::Arc;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-use super::disk::{self, Marks};
+use super::disk::{self, Fresh, Marks};
 use super::index::ObjectStat;
 use super::remove::remove_at;
 use super::tree::{DirectoryPlan, Kind, NodeId, ROOT, Tree};
@@ -65,6 +65,8 @@ pub struct Unpacked {
     limits: Limits,
     root: Arc<OwnedFd>,
     open: HashMap<NodeId, Arc<OwnedFd>>,
+    /// Known from the first file on.
+    fresh: Option<Fresh>,
     pending: Vec<PendingLink>,
     /// Directories that no entry has described so far.
     implied: u64,
@@ -85,6 +87,7 @@ impl Unpacked {
             limits,
             root: Arc::new(root),
             open: HashMap::new(),
+            fresh: None,
             pending: Vec::new(),
             // The root.
             implied: 1,

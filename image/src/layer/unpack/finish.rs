@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::Mode;
 
 use super::{UnpackError, Unpacked};
-use crate::layer::disk::{self, Attributes, Target};
+use crate::layer::disk::{self, Attributes, Given, Target};
 use crate::layer::index::{IndexFailure, IndexedObject, LayerIndexer};
 use crate::layer::merged::Stack;
 use crate::layer::tree::{Kind, NodeId, ROOT};
@@ -87,6 +87,7 @@ impl Unpacked {
             mtime: plan.mtime,
             atime: plan.atime,
             xattrs: &plan.xattrs,
+            given: Given::default(),
             type_word: "dir",
         };
         if plan.is_opaque {

@@ -8,7 +8,7 @@ use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 
 use super::{UnpackError, Unpacked};
-use crate::layer::disk::{self, Attributes, Target};
+use crate::layer::disk::{self, Attributes, Fresh, Given, Target};
 use crate::layer::tree::{InodeId, Kind, NodeId};
 use crate::tar::{Entry, EntryKind, TarReader, lossy};
 
@@ -48,8 +48,23 @@ impl Unpacked {
         self.check_bytes()?;
         let dir = self.fd(parent)?;
         let c_name = self.c_name(parent, name)?;
-        let file = disk::create_file(dir.as_fd(), &c_name);
+        // The usual file is root's and ordinary: it is made as it is to be. What the first one is made like tells how.
+        let mut given = Given::default();
+        let mode = match &self.fresh {
+            None => 0o777,
+            Some(fresh) if entry.xattrs.is_empty() && !self.marks.overrides => {
+                given.owner = (fresh.uid, fresh.gid) == (entry.uid, entry.gid);
+                given.mode = entry.mode & (fresh.umask | 0o7000) == 0;
+                given.xattrs = fresh.bare;
+                if given.mode { entry.mode } else { 0o600 }
+            }
+            Some(_) => 0o600,
+        };
+        let file = disk::create_file_as(dir.as_fd(), &c_name, mode);
         let file = self.on_disk("create", parent, name, file)?;
+        if self.fresh.is_none() {
+            self.fresh = Some(self.on_disk("look at", parent, name, Fresh::of(file.as_fd()))?);
+        }
         let failed = |source| self.disk_error("write", parent, name, source);
         match &entry.sparse {
             None => loop {
@@ -77,7 +92,7 @@ impl Unpacked {
         }
         let inode = self.tree.add_inode(Kind::File);
         self.tree.add_name(parent, name, inode);
-        self.settle(inode, Target::Open(file.as_fd()), entry, "file", parent, name)
+        self.settle_given(inode, Target::Open(file.as_fd()), entry, given, "file", parent, name)
     }
 
     pub(super) fn check_bytes(&self) -> Result<(), UnpackError> {
@@ -156,6 +171,20 @@ impl Unpacked {
         parent: NodeId,
         name: &[u8],
     ) -> Result<(), UnpackError> {
+        self.settle_given(inode, target, entry, Given::default(), type_word, parent, name)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn settle_given(
+        &mut self,
+        inode: InodeId,
+        target: Target<'_>,
+        entry: &Entry,
+        given: Given,
+        type_word: &str,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<(), UnpackError> {
         let attributes = Attributes {
             mode: entry.mode,
             uid: entry.uid,
@@ -163,12 +192,21 @@ impl Unpacked {
             mtime: entry.mtime,
             atime: entry.atime,
             xattrs: &entry.xattrs,
+            given,
             type_word,
         };
         let applied = disk::apply(self.marks, target, entry.kind == EntryKind::Symlink, &attributes);
         let refused = self.on_disk("give attributes to", parent, name, applied)?;
         self.warn_of(&entry.path, refused);
-        self.record(inode, target).map_err(|source| self.disk_error("look at", parent, name, source))
+        let recorded = if given.xattrs {
+            disk::stat(target).map(|stat| {
+                let inode = self.tree.inode_mut(inode);
+                (inode.stat, inode.is_stale) = (stat, false);
+            })
+        } else {
+            self.record(inode, target)
+        };
+        self.on_disk("look at", parent, name, recorded)
     }
 
     pub(super) fn warn_of(&mut self, path: &[u8], xattrs: Vec<Vec<u8>>) {

@@ -85,7 +85,7 @@ fn worker() {
         "remove" => {
             for name in ["image", "committed"] {
                 match store.find(name) {
-                    Ok(image) => drop(store.forget(&image.named.manifest).unwrap()),
+                    Ok(image) => store.forget(&image.named.manifest).unwrap(),
                     // docker's answer too.
                     Err(Error::NoSuchImage(_)) => {}
                     Err(error) => panic!("find {name}: {error}"),
