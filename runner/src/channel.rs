@@ -185,13 +185,19 @@ impl Channel {
         let mut bytes = vec![0_u8; MESSAGE_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::io::retry_on_intr(|| {
-            let mut slices = [IoSliceMut::new(&mut bytes)];
-            rustix::net::recvmsg(&self.0, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        });
+        let mut receive = || {
+            rustix::io::retry_on_intr(|| {
+                let mut slices = [IoSliceMut::new(&mut bytes)];
+                rustix::net::recvmsg(&self.0, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+            })
+        };
+        let received = match receive() {
+            // The other process died with our message unread. That is told once, and before what it said last.
+            Err(rustix::io::Errno::CONNRESET) => receive(),
+            result => result,
+        };
         let length = match received {
             Ok(received) => received.bytes,
-            // The other process died with our message unread.
             Err(rustix::io::Errno::CONNRESET) => 0,
             Err(error) => return Err(error.into()),
         };
@@ -258,6 +264,16 @@ mod tests {
         a.send(&failure(&"ü".repeat(10_000)), None).unwrap();
         let Some(Message::Failed(failure)) = b.receive().unwrap().message else { panic!("no failure") };
         assert_eq!(failure.words, "ü".repeat(WORDS_MAX / 2));
+    }
+
+    #[test]
+    fn the_last_words_of_one_who_died_with_a_message_unread_are_heard() {
+        let (a, b) = Channel::pair().unwrap();
+        a.send(&Message::Placed, None).unwrap();
+        b.send(&failure("no such directory"), None).unwrap();
+        drop(b);
+        assert_eq!(a.receive().unwrap().message, Some(failure("no such directory")));
+        assert_eq!(a.receive().unwrap().message, None);
     }
 
     #[test]

@@ -15,8 +15,8 @@ use crate::scratch::Scratch;
 
 const APPLETS: [&str; 34] = [
     "sh", "cat", "chroot", "cut", "date", "dd", "echo", "env", "false", "grep", "hostname", "id", "ionice",
-    "kill", "ls", "mkdir", "mknod", "mount", "nice", "ps", "pwd", "readlink", "rm", "sleep", "stat", "stty",
-    "tail", "touch", "true", "tty", "umount", "uname", "wc", "wget",
+    "ip", "kill", "ls", "mkdir", "mknod", "mount", "nice", "ps", "pwd", "readlink", "rm", "sleep", "stat",
+    "stty", "tail", "touch", "true", "tty", "umount", "uname", "wc", "wget",
 ];
 
 static NEXT: AtomicU32 = AtomicU32::new(0);

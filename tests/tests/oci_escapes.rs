@@ -1,5 +1,7 @@
 //! Known ways out of a container, each refused.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -1,6 +1,8 @@
 //! What the OCI runtime specification says a runtime MUST do, seen from inside and outside of containers. The table in
 //! docs/runtime-conformance.md names the clause of each test. `RUNTIME=runc` or `RUNTIME=crun` runs it on those.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod after_a_crash;
 mod limits;
 mod process;

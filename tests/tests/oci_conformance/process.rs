@@ -18,7 +18,7 @@ fn process_has_its_scheduler() {
     let Some(bundles) = Bundles::own() else { return };
     let asked = |scheduler: Value| move |spec: &mut Value| spec["process"]["scheduler"] = scheduler;
     // The shell reads its own line; a program that it starts reads another.
-    let script = "read own < /proc/self/stat; echo \"$own\"; cat /proc/self/stat";
+    let script = "read own < /proc/self/stat; echo \"$own\"; cat /proc/self/stat; true";
     let seen = bundles.run_well(script, asked(json!({"policy": "SCHED_BATCH", "nice": 5})));
     for line in seen.lines() {
         assert_eq!((field(line, 19), field(line, 41)), ("5", "3"), "{line}");
@@ -98,8 +98,9 @@ fn an_interface_of_the_machine_becomes_the_containers_with_its_addresses() {
     let host = format!("lt{}", std::process::id() % 1_000_000);
     let ip =
         |arguments: &[&str]| Command::new("ip").args(arguments).status().is_ok_and(|status| status.success());
-    if !ip(&["link", "add", &host, "type", "dummy"]) {
-        layerfs_tests::privilege::skip("no dummy interface can be made");
+    let peer = format!("{host}p");
+    if !ip(&["link", "add", &host, "type", "veth", "peer", "name", &peer]) {
+        layerfs_tests::privilege::skip("no pair of interfaces can be made");
         return;
     }
     assert!(ip(&["addr", "add", "10.99.7.1/24", "dev", &host]) && ip(&["link", "set", &host, "up"]));
