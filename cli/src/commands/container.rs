@@ -16,6 +16,7 @@ pub(crate) mod logs;
 pub(crate) mod monitor;
 mod mounts;
 mod names;
+mod network;
 pub(crate) mod options;
 pub(crate) mod pause;
 pub(crate) mod port;

@@ -1,5 +1,6 @@
 //! What a monitor does with its container: mounting its root filesystem, making it, taking it away.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::store::{Container, Containers};
-use super::{create, etc, spec};
+use super::{create, etc, network, spec};
 use crate::commands::run::{Identity, remove_tree, store_root};
 use crate::logging::LogOptions;
 use crate::{images, mount_process, ui};
@@ -45,6 +46,8 @@ pub(super) struct ExecDescription {
 pub(super) struct Own {
     pub(super) container: Container,
     pub(super) log: LogOptions,
+    /// What keeps its published ports from other programs.
+    pub(super) ports: RefCell<Vec<OwnedFd>>,
 }
 
 /// The runtime's records of a container.
@@ -163,6 +166,10 @@ impl Own {
         let cgroup = container.cgroup_directories().to_vec();
         // Its ends of pipes must not stay here, or their readers wait for ever.
         drop(container);
+        // Those of the last start would be in the way of the next.
+        self.ports.take();
+        let pid = Pid::from_raw(process.pid).context("look at the container's process")?;
+        self.ports.replace(network::join(config, directory, pid)?);
         runtime.start(&config.id)?;
         Ok((Started { process, mount: Some(mount), cgroup }, terminal))
     }
@@ -227,6 +234,8 @@ impl Own {
 
     fn take_away(&self, last: bool, remove: bool) -> anyhow::Result<()> {
         let directory = self.directory();
+        self.ports.take();
+        network::leave(&self.container.config)?;
         runtime_of(directory).delete(&self.container.config.id, true)?;
         if !last {
             return Ok(());

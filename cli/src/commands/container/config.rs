@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use layerfs_runner::monitor::restart::RestartPolicy;
 use serde::{Deserialize, Serialize};
 
+use super::network::NetworkSpec;
+
 /// The document. What is not in an older one has its default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -49,6 +51,8 @@ pub(crate) struct ContainerConfig {
     pub(crate) log_driver: String,
     pub(crate) log_options: BTreeMap<String, String>,
     pub(crate) network: NetworkMode,
+    /// Of a network with a name.
+    pub(crate) networking: NetworkSpec,
     /// `80/tcp`, of the image and of `--expose`.
     pub(crate) exposed: Vec<String>,
     pub(crate) read_only: bool,
@@ -90,13 +94,16 @@ pub(crate) enum NetworkMode {
     None,
     /// The machine's.
     Host,
+    /// A network of `layerfs network`, by name.
+    Named(String),
 }
 
 impl NetworkMode {
-    pub(crate) fn word(&self) -> &'static str {
+    pub(crate) fn word(&self) -> &str {
         match self {
             Self::None => "none",
             Self::Host => "host",
+            Self::Named(name) => name,
         }
     }
 }

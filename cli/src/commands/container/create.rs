@@ -22,7 +22,7 @@ use layerfs_runner::runtime::time::rfc3339;
 use super::config::{ContainerConfig, MountSpec, NetworkMode, Seccomp};
 use super::options::CreateOptions;
 use super::store::{self, Container, Containers};
-use super::{mounts, names};
+use super::{mounts, names, network};
 use crate::commands::run::short;
 use crate::exit::{Hinted, Usage};
 use crate::{images, ui};
@@ -120,10 +120,6 @@ fn refuse(options: &CreateOptions) -> anyhow::Result<()> {
         ),
         (options.health_cmd.is_some(), "--health-cmd: health is not checked"),
         (!options.volumes_from.is_empty(), "--volumes-from is not supported; name the directories with -v"),
-        (
-            !options.publish.is_empty() || options.publish_all,
-            "-p and -P need a network of the container's own, which there is not yet; use --network host",
-        ),
         (
             options.platform.is_some(),
             "--platform: pull the image for that platform first (layerfs pull --platform)",
@@ -224,12 +220,9 @@ fn fill(
     }
     config.log_driver = options.log_driver.clone().unwrap_or_else(|| "json-file".into());
     config.log_options = values::log_options(&config.log_driver, &options.log_opt)?;
-    config.network = match options.network.as_deref() {
-        None | Some("none") => NetworkMode::None,
-        Some("host") => NetworkMode::Host,
-        Some(other) => bail!(Usage(format!("--network {other:?}: there are none and host"))),
-    };
+    config.network = network::mode(options.network.as_deref())?;
     config.exposed = values::exposed(image, &options.expose)?;
+    config.networking = network::spec(options, config)?;
     config.read_only = options.read_only;
     config.privileged = options.privileged;
     config.cap_add = values::capabilities(&options.cap_add)?;
@@ -261,7 +254,11 @@ fn fill(
     config.dns_options.clone_from(&options.dns_option);
     for host in &options.add_host {
         match host.split_once([':', '=']) {
-            Some((name, address)) if !name.is_empty() && address.parse::<std::net::IpAddr>().is_ok() => {
+            Some((name, address))
+                if !name.is_empty()
+                    && (address.parse::<std::net::IpAddr>().is_ok()
+                        || address == "host-gateway" && matches!(config.network, NetworkMode::Named(_))) =>
+            {
                 config.hosts.push(format!("{name}:{address}"));
             }
             _ => bail!(Usage(format!("bad format for add-host: \"{host}\""))),

@@ -1,5 +1,6 @@
 //! `layerfs monitor`: what a container's monitor is started as. For the program's own use.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -47,7 +48,8 @@ fn be(
 ) -> anyhow::Result<()> {
     let container = store::read_for_monitor(&directory)?;
     let settings = settings_of(&container.config, &container)?;
-    serve(settings, Own { container, log }, inherited).context("watch the container")
+    serve(settings, Own { container, log, ports: RefCell::default() }, inherited)
+        .context("watch the container")
 }
 
 fn settings_of(config: &ContainerConfig, container: &store::Container) -> anyhow::Result<Settings> {

@@ -101,7 +101,7 @@ pub(crate) struct CreateOptions {
     #[arg(long, value_name = "RULE", help_heading = "Files")]
     pub(crate) device_cgroup_rule: Vec<String>,
 
-    /// Network: none or host
+    /// Network: none, host, bridge, or the name of one of layerfs network [default: none]
     #[arg(long, visible_alias = "net", value_name = "MODE", help_heading = "Network")]
     pub(crate) network: Option<String>,
     /// Tell which port the command listens on: PORT[/PROTOCOL]
@@ -119,10 +119,10 @@ pub(crate) struct CreateOptions {
     /// Line for /etc/hosts
     #[arg(long, value_name = "NAME:ADDRESS", help_heading = "Network")]
     pub(crate) add_host: Vec<String>,
-    /// Ports: not yet
+    /// Publish a port: [IP:][HOST[-RANGE]]:CONTAINER[-RANGE][/tcp|/udp]
     #[arg(short, long, hide = true)]
     pub(crate) publish: Vec<String>,
-    /// Ports: not yet
+    /// Publish all exposed ports on free ones
     #[arg(short = 'P', long, hide = true)]
     pub(crate) publish_all: bool,
 

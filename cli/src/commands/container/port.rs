@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 
+use super::network;
 use super::store::Containers;
 
 /// List the published ports of a container
@@ -20,8 +21,12 @@ pub(crate) struct PortArgs {
 
 pub(crate) fn port(args: PortArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open()?;
-    containers.find(&args.container)?;
-    // No network mode that there is publishes any.
+    let container = containers.find(&args.container)?;
+    let lines = network::published(&container.config.id, args.port.as_deref())?;
+    if !lines.is_empty() {
+        crate::ui::print(format!("{}\n", lines.join("\n")))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     match args.port {
         Some(port) if port.contains('/') => bail!("no public port '{port}' published for {}", args.container),
         Some(port) => bail!("no public port '{port}/tcp' published for {}", args.container),

@@ -27,7 +27,7 @@ use layerfs_runner::monitor::record::{Record, Status};
 use layerfs_runner::runtime::time::rfc3339;
 use rustix::fs::FlockOperation;
 
-use super::config::ContainerConfig;
+use super::config::{ContainerConfig, NetworkMode};
 use crate::commands::run::{remove_tree, short, store_root};
 use crate::exit::Hinted;
 
@@ -336,6 +336,11 @@ fn settle(directory: &Path) -> anyhow::Result<()> {
         Cgroup::from_directories(std::mem::take(&mut record.cgroup)).remove()?;
         // What was planned and never written down in the state.
         super::body::runtime_of(directory).delete(&record.id, true)?;
+        if let Ok(container) = read(directory)
+            && matches!(container.config.network, NetworkMode::Named(_))
+        {
+            super::network::leave(&container.config)?;
+        }
     }
     for name in ["oci", "bundle"] {
         remove_tree(&directory.join(name))?;
