@@ -1,6 +1,9 @@
 //! The command line as a whole.
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands;
 
@@ -45,6 +48,7 @@ Exit codes
 
 /// The commands.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)] // see `parse`
 pub(crate) enum Command {
     Mount(commands::mount::MountArgs),
     #[command(visible_alias = "unmount")]
@@ -98,4 +102,29 @@ pub(crate) enum Command {
     Completion(commands::completion::CompletionArgs),
     Man(commands::man::ManArgs),
     Version(commands::version::VersionArgs),
+}
+
+/// Reads a command line. The options of a command are put together only when it is the one that is called (`defer`):
+/// those of all commands would take longer than many of them need to run. What describes several commands, a help
+/// text, is made of the whole.
+///
+/// # Errors
+/// What is to be printed instead: what is wrong, help, or the version.
+pub(crate) fn parse<C: CommandFactory + FromArgMatches>(arguments: &[OsString]) -> Result<C, clap::Error> {
+    let read = |command: clap::Command| {
+        command.try_get_matches_from(arguments).and_then(|matches| C::from_arg_matches(&matches))
+    };
+    match read(C::command()) {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            ) =>
+        {
+            let mut whole = C::command();
+            whole.build();
+            read(whole)
+        }
+        result => result,
+    }
 }

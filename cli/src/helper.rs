@@ -155,6 +155,7 @@ pub(crate) fn mount(face: Face, arguments: &[OsString]) -> anyhow::Result<ExitCo
     let call = Call::parse(face, arguments.get(1..).unwrap_or_default())?;
     if call.help || call.version {
         let mut command = Cli::command();
+        command.build();
         let text =
             if call.version { command.render_version() } else { command.render_long_help().to_string() };
         ui::print(text)?;

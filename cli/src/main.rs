@@ -18,8 +18,6 @@ mod ui;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
-
 use args::{Cli, Command};
 use commands::container;
 
@@ -35,8 +33,7 @@ fn main() -> ExitCode {
         Some(command) if command == "run" || command == "create" || command == "exec" => exit::RUN,
         _ => exit::USAGE,
     };
-    let parsed = Cli::command().try_get_matches_from(arguments).and_then(|m| Cli::from_arg_matches(&m));
-    let cli = match parsed {
+    let cli: Cli = match args::parse(&arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way too, on stdout and with success. A closed pipe is quiet.

@@ -18,7 +18,7 @@ use crate::archive::publish;
 use crate::config::{self, Config, History, RootFs};
 use crate::digest::{ChainId, DiffId, Digest, DigestWriter};
 use crate::error::Error;
-use crate::layer::{Layer, Stack, pack_changes};
+use crate::layer::{Layer, Stack, copy_data, pack_changes};
 use crate::media_type;
 use crate::reference::Reference;
 use crate::store::{Image, LayerRecord, Session, Store};
@@ -280,47 +280,6 @@ impl Copier {
         self.refers_below |= is_copy || has("redirect");
         is_copy
     }
-}
-
-/// A clone where the filesystem can, else a copy that keeps holes. Answers with the bytes of data.
-fn copy_data(from: &File, to: &File) -> io::Result<u64> {
-    let len = from.metadata()?.len();
-    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
-        return Ok(len);
-    }
-    to.set_len(len)?;
-    let (mut at, mut copied) = (0, 0);
-    while at < len {
-        let start = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            Err(errno) => return Err(errno.into()),
-        };
-        let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start))?.min(len);
-        let (mut from_at, mut to_at) = (start, start);
-        while from_at < end {
-            let left = usize::try_from(end - from_at).unwrap_or(usize::MAX);
-            match rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), left) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
-                    use std::os::unix::fs::FileExt;
-                    let mut buffer = vec![0; left.min(256 * 1024)];
-                    let len = from.read_at(&mut buffer, from_at)?;
-                    if len == 0 {
-                        break;
-                    }
-                    to.write_all_at(&buffer[..len], to_at)?;
-                    from_at += len as u64;
-                    to_at += len as u64;
-                }
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        copied += end - start;
-        at = end;
-    }
-    Ok(copied)
 }
 
 /// Owner, xattrs with all marks, mode and times of an open object.

@@ -61,9 +61,11 @@ pub fn take_layers<P: LayerProvider>(
     let chain = ChainId::chain(&diff_ids);
     let slots: Vec<Mutex<Option<Result<Taken, Error>>>> = layers.iter().map(|_| Mutex::new(None)).collect();
     let next = AtomicUsize::new(0);
-    // The same layer twice in one image is taken in once.
+    // The same layer twice in one image is taken in once, unless it comes from two blobs.
     let mut seen = HashSet::new();
-    let is_first: Vec<bool> = diff_ids.iter().map(|diff_id| seen.insert(*diff_id)).collect();
+    let keys: Vec<(DiffId, Option<Digest>)> =
+        layers.iter().map(|layer| (layer.diff_id, layer.blob.map(|(blob, _)| blob))).collect();
+    let is_first: Vec<bool> = keys.iter().map(|key| seen.insert(*key)).collect();
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
@@ -111,7 +113,7 @@ pub fn take_layers<P: LayerProvider>(
             Some(Ok(Taken::Known(blob))) => blobs.push(blob),
             Some(Err(error)) => return Err(error),
             None => {
-                let first = diff_ids.iter().position(|diff_id| *diff_id == diff_ids[at]).unwrap_or(0);
+                let first = keys.iter().position(|key| *key == keys[at]).unwrap_or(0);
                 let again = blobs.get(first).copied();
                 blobs.push(again.ok_or_else(|| Error::document("the image", "a layer was not read"))?);
             }
@@ -135,6 +137,7 @@ fn take_layer<P: LayerProvider>(
     if record.is_some()
         && let Some(size) = size
     {
+        store.prove_expansion(&layer.diff_id, &blob, size)?;
         provider.known(at);
         return Ok(Taken::Known((blob, size, media_type::OCI_LAYER)));
     }

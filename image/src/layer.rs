@@ -5,6 +5,7 @@
 //! of the same bytes: digests are those of the tar that was unpacked, or of the first packing.
 
 mod changes;
+mod copy;
 mod disk;
 mod index;
 mod merged;
@@ -13,6 +14,7 @@ mod remove;
 mod tree;
 mod unpack;
 
+pub(crate) use copy::copy_data;
 pub(crate) use disk::{all_xattrs, copy_name_xattrs};
 pub(crate) use remove::list as list_directory;
 

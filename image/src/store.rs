@@ -16,6 +16,7 @@
 mod blobs;
 mod check;
 mod collect;
+mod expansions;
 mod images;
 mod ingest;
 mod layers;

@@ -53,11 +53,21 @@ pub fn parse(text: &str) -> Option<(i64, u32)> {
                 b'-' => -1,
                 _ => return None,
             };
-            let (hours, minutes) = rest.get(1..)?.split_once(':')?;
-            sign * (hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60)
+            let &[_, h, hh, b':', m, mm] = rest.as_bytes() else { return None };
+            let digits = |tens: u8, ones: u8| match (tens, ones) {
+                (b'0'..=b'9', b'0'..=b'9') => Some(i64::from(tens - b'0') * 10 + i64::from(ones - b'0')),
+                _ => None,
+            };
+            let (hours, minutes) = (digits(h, hh)?, digits(m, mm)?);
+            if hours > 23 || minutes > 59 {
+                return None;
+            }
+            sign * (hours * 3600 + minutes * 60)
         }
     };
-    Some((days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset, nanoseconds))
+    let seconds = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset;
+    // An offset leads out of the years that can be written.
+    (days(0, 1, 1) * 86_400..days(10_000, 1, 1) * 86_400).contains(&seconds).then_some((seconds, nanoseconds))
 }
 
 /// The proleptic Gregorian calendar, counted in eras of 400 years from the first of March.
@@ -101,5 +111,23 @@ mod tests {
         {
             assert_eq!(parse(bad), None, "{bad}");
         }
+    }
+
+    /// Found by fuzzing: an offset of any size led to years that cannot be written, and beyond 64 bits.
+    #[test]
+    fn regression_offsets_are_those_of_clocks() {
+        for bad in [
+            "2024-01-02T03:04:05.1234-2345678567:04",
+            "2024-01-02T03:04:05+9223372036854775807:00",
+            "2024-01-02T03:04:05+24:00",
+            "2024-01-02T03:04:05+01:60",
+            "2024-01-02T03:04:05+1:00",
+            "2024-01-02T03:04:05+-1:00",
+            "0000-01-01T00:00:00+00:01",
+            "9999-12-31T23:59:59-00:01",
+        ] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+        assert_eq!(parse("1970-01-01T23:59:00+23:59"), Some((0, 0)));
     }
 }

@@ -454,6 +454,15 @@ fn corpus() -> Vec<(&'static str, Vec<u8>, Expect)> {
             Tree(|t| assert_eq!(fs::metadata(t.join("s")).unwrap().len(), 1_000_000_000_000)),
         ),
         (
+            "sparse file of more than any disk has",
+            new()
+                .pax(&[record("GNU.sparse.map", "0,1"), record("GNU.sparse.size", "17592186044417")].concat())
+                .raw(&header(b"s", b'0', 1))
+                .raw(&padded(b"x"))
+                .end(),
+            Refused("larger than 16 TiB"),
+        ),
+        (
             "sparse map that overlaps",
             new()
                 .pax(&[record("GNU.sparse.map", "0,10,5,10"), record("GNU.sparse.size", "100")].concat())

@@ -22,6 +22,7 @@ pub use self::document::DocumentError;
 pub use self::hooks::{Hook, Hooks};
 pub use self::id_map::IdMap;
 pub use self::mounts::{MountConfig, MountKind};
+pub(crate) use self::process_spec::{has_apparmor, has_selinux};
 use crate::capabilities::Sets;
 use crate::namespaces::{Joined, Namespaces};
 use crate::seccomp::Seccomp;
@@ -113,6 +114,24 @@ pub struct Process {
     pub selinux_label: Option<String>,
 }
 
+/// An interface of the machine that becomes the container's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetDevice {
+    /// Its name on the machine.
+    pub name: String,
+    /// Its name in the container.
+    pub inside: String,
+}
+
+/// What `set_mempolicy(2)` takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPolicy {
+    /// `MPOL_*`, with `MPOL_F_*`.
+    pub mode: i32,
+    /// NUMA nodes by number.
+    pub nodes: Vec<usize>,
+}
+
 /// What `sched_setattr(2)` takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Scheduler {
@@ -201,6 +220,10 @@ pub struct Config {
     pub sysctl: Vec<(String, String)>,
     /// System call filter.
     pub seccomp: Option<Seccomp>,
+    /// Interfaces of the machine that are moved to its network namespace.
+    pub net_devices: Vec<NetDevice>,
+    /// NUMA policy of every process that is started here.
+    pub memory_policy: Option<MemoryPolicy>,
     /// Execution domain (`personality(2)`).
     pub personality: Option<u64>,
     /// Limits.

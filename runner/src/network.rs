@@ -1,4 +1,7 @@
-//! The network of a container that has none but its own: the loopback interface.
+//! The network of a container: its loopback interface, and interfaces of the machine that become its own.
+
+pub(crate) mod devices;
+mod netlink;
 
 use rustix::net::{AddressFamily, SocketType};
 

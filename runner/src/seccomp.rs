@@ -71,7 +71,7 @@ impl Seccomp {
 /// Compiles `profile` for this machine's architecture and those listed that it runs too.
 ///
 /// System calls that an architecture does not have are passed over, as profiles are written for several. Calls of
-/// other architectures end the process; those of x32 are never allowed.
+/// other architectures end the process; those of x32, where it is not listed, are refused.
 ///
 /// # Errors
 /// Names the field: a condition that makes no sense, an answer that cannot be given, a profile for other architectures
@@ -111,8 +111,17 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Seccomp, ConfigError> {
         let answer = answer(syscall.action(), syscall.errno_ret(), &format!("{field}."))?;
         rules.push((syscall, answer, alternatives(syscall, &field)?));
     }
-    let sections =
-        architectures.iter().map(|architecture| section(*architecture, &rules, default)).collect::<Vec<_>>();
+    let lists_x32 = architectures.contains(&Architecture::X32);
+    let mut sections = Vec::new();
+    for architecture in architectures.into_iter().filter(|other| *other != Architecture::X32) {
+        let mut section = section(architecture, &rules, default);
+        if architecture.has_x32() && lists_x32 {
+            // The kernel does not tell them apart but by the number.
+            section.calls.extend(self::section(Architecture::X32, &rules, default).calls);
+            section.refuses_x32 = false;
+        }
+        sections.push(section);
+    }
     let program = compiler::program(&sections, default)
         .ok_or_else(|| ConfigError::new(field, "the filter is longer than the kernel takes"))?;
     let listener = listener(profile, notifies)?;
@@ -173,7 +182,7 @@ fn section(architecture: Architecture, rules: &[Parsed<'_>], default: Answer) ->
     for list in calls.values_mut() {
         list.sort_by_key(|rule| (rule.conditions.is_empty(), rule.answer.strictness()));
     }
-    Section { audit: architecture.audit(), has_x32: architecture.has_x32(), calls }
+    Section { audit: architecture.audit(), refuses_x32: architecture.has_x32(), calls }
 }
 
 /// `field` ends where the name of the action or of the error number begins.
@@ -303,6 +312,48 @@ mod tests {
         assert_eq!(verdict(&filters, libc::SYS_clone, &[thread]), ALLOW);
         assert_eq!(verdict(&filters, libc::SYS_socket, &[libc::AF_INET as u64]), ALLOW);
         assert_eq!(verdict(&filters, libc::SYS_personality, &[0xffff_ffff]), ALLOW);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_default_profile_has_32_bit_programs_and_x32() {
+        const X86: u32 = 0x4000_0003;
+        const X32: i64 = 0x4000_0000;
+        let filters = default_filters();
+        let refused = ERRNO | libc::EPERM as u32;
+        // read, execve, stat64, mmap2, _llseek, set_thread_area, socket, clock_gettime64, futex_time64.
+        for number in [3, 11, 195, 192, 140, 243, 359, 403, 422] {
+            assert_eq!(evaluate_on(&filters, X86, number, &[]), ALLOW, "{number}");
+        }
+        // mount, ptrace's neighbour umount2, init_module, keyctl.
+        for number in [21, 52, 128, 288] {
+            assert_eq!(evaluate_on(&filters, X86, number, &[]), refused, "{number}");
+        }
+        // read, execve and ioctl by their own numbers.
+        for number in [X32, X32 | 520, X32 | 514] {
+            assert_eq!(verdict(&filters, number, &[]), ALLOW, "{number:#x}");
+        }
+        // mount, kexec_load by both of its numbers.
+        for number in [X32 | 165, X32 | 528, X32 | 246] {
+            assert_eq!(verdict(&filters, number, &[]), refused, "{number:#x}");
+        }
+        assert_eq!(
+            evaluate_on(&filters, 0xc000_00b7, 0, &[]),
+            libc::SECCOMP_RET_KILL_PROCESS,
+            "another machine"
+        );
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn x32_is_refused_where_it_is_not_listed() {
+        let filter = profile(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64"],
+                "syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(verdict(&filter, 0x4000_0000, &[]), ERRNO | libc::ENOSYS as u32);
+        assert_eq!(verdict(&filter, 0, &[]), ALLOW);
     }
 
     #[test]

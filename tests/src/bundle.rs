@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use crate::privilege::{layerfs_binary, require_root, skip};
 use crate::scratch::Scratch;
 
-const APPLETS: [&str; 32] = [
-    "sh", "cat", "chroot", "cut", "date", "dd", "echo", "env", "false", "grep", "hostname", "id", "kill",
-    "ls", "mkdir", "mknod", "mount", "nice", "ps", "pwd", "readlink", "rm", "sleep", "stat", "stty", "tail",
-    "touch", "true", "tty", "umount", "wc", "wget",
+const APPLETS: [&str; 34] = [
+    "sh", "cat", "chroot", "cut", "date", "dd", "echo", "env", "false", "grep", "hostname", "id", "ionice",
+    "kill", "ls", "mkdir", "mknod", "mount", "nice", "ps", "pwd", "readlink", "rm", "sleep", "stat", "stty",
+    "tail", "touch", "true", "tty", "umount", "uname", "wc", "wget",
 ];
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -127,6 +127,19 @@ impl Bundles {
         }
         command.arg("--root").arg(&self.state).args(arguments).stdin(Stdio::null());
         command
+    }
+
+    /// `outer`, with the program and arguments of `inner`, a command of [`Self::command`], added to its own: for programs that
+    /// run another one in other circumstances.
+    #[must_use]
+    pub fn within(&self, mut outer: Command, inner: Command) -> Command {
+        // Its first argument says what it is; a program that is run by name needs a file of that name.
+        let program = self.scratch.path().join("layerfs-runtime");
+        if !self.is_other && !program.exists() {
+            symlink(&self.program, &program).unwrap();
+        }
+        outer.arg(if self.is_other { self.program.as_path() } else { &program }).args(inner.get_args());
+        outer
     }
 
     /// Runs the runtime. What a container's program prints goes to a file, so that nobody waits for its end.

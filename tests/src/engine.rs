@@ -190,7 +190,7 @@ impl EngineFs {
     }
 
     fn open_file(&self, node: &Arc<Node>, write: bool, truncate: bool) -> Result<(), Errno> {
-        let options = OpenOptions { write, truncate };
+        let options = OpenOptions { write, truncate, lazy: false };
         self.overlay.open(node, options, &Self::caller()).map(drop).map_err(|e| e.errno())
     }
 

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use layerfs_tests::bundle::Bundles;
 use serde_json::json;
@@ -163,4 +165,108 @@ fn a_process_that_joins_cannot_be_looked_at() {
     bundles.well(&["create", "--bundle", bundle.to_str().unwrap(), &id]);
     let pid = bundles.state(&id)["pid"].to_string();
     assert_eq!(owner(format!("/proc/{pid}/environ")), 0, "it is dumpable");
+}
+
+/// Exchanges what two names stand for, as fast as it can, while `work` runs.
+fn while_exchanging(a: &Path, b: &Path, work: impl FnOnce()) {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let ends = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        // The other thread ends when this one panics, too.
+        struct Ends<'a>(&'a AtomicBool);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _ends = Ends(&ends);
+        work();
+    });
+}
+
+#[test]
+fn mount_targets_are_not_exchanged_for_symlinks_while_they_are_mounted_on() {
+    let Some(bundles) = Bundles::own() else { return };
+    // Two containers share a volume; the one changes what the other mounts on.
+    let outside = bundles.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let volume = bundles.rootfs().join("data");
+    fs::create_dir(volume.join("target")).unwrap();
+    symlink(&outside, volume.join("link")).unwrap();
+    let source = bundles.path().join("source");
+    fs::write(&source, "bound\n").unwrap();
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts.lines().filter(|line| line.contains(outside.to_str().unwrap())).count();
+    while_exchanging(&volume.join("target"), &volume.join("link"), || {
+        for round in 0..40 {
+            let output = bundles.run("true", |spec| {
+                let mounts = spec["mounts"].as_array_mut().unwrap();
+                mounts.push(json!({"destination": "/data/target", "type": "tmpfs", "source": "t"}));
+                mounts.push(
+                    json!({"destination": format!("/data/link/d{round}"), "type": "tmpfs", "source": "t"}),
+                );
+                mounts.push(json!({"destination": format!("/data/target/f{round}"), "type": "bind",
+                    "source": source, "options": ["bind"]}));
+                spec["linux"]["maskedPaths"].as_array_mut().unwrap().push(json!("/data/link"));
+            });
+            // Whatever it met, it made nothing outside; a refusal is no harm.
+            assert!(matches!(output.code, 0 | 125), "{output:?}");
+            let made: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().path()).collect();
+            assert_eq!(made, Vec::<std::path::PathBuf>::new(), "made outside of the root");
+        }
+    });
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert_eq!(mounts.lines().filter(|line| line.contains(outside.to_str().unwrap())).count(), before);
+}
+
+#[test]
+fn proc_is_proc_while_its_place_is_exchanged_for_a_symlink() {
+    let Some(bundles) = Bundles::own() else { return };
+    let (proc, link) = (bundles.rootfs().join("proc"), bundles.rootfs().join("other"));
+    symlink("/tmp", &link).unwrap();
+    let mut is_run = false;
+    while_exchanging(&proc, &link, || {
+        for _ in 0..30 {
+            // The shell has no other way to its own: a /proc that is none has nothing in it.
+            let output = bundles.run("read line < /proc/self/status && echo proc", |_| {});
+            match output.code {
+                0 => assert_eq!(output.stdout, "proc\n", "{output:?}"),
+                125 => {}
+                // It was exchanged after it had been mounted on.
+                1 | 2 => {}
+                _ => panic!("{output:?}"),
+            }
+            is_run |= output.code == 0;
+        }
+    });
+    eprintln!("some were made: {is_run}");
+    assert_eq!(fs::read_dir(bundles.rootfs().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn who_joins_cannot_be_looked_at_by_who_is_inside() {
+    let Some(bundles) = Bundles::own() else { return };
+    // Root inside, without CAP_SYS_PTRACE, as containers are: it looks at every process of the runtime's name.
+    // What it could see it was shown before the program ran only if the name is still the runtime's after it.
+    let script = "still() { read again < $p/comm && case $again in layerfs*) echo seen $1;; esac; }; \
+                  while :; do for p in /proc/[0-9]*; do read name < $p/comm && case $name in layerfs*) echo met; \
+                  for f in exe root cwd fd/0; do readlink $p/$f > /dev/null && still $f; done; \
+                  read line < $p/environ && still environ; read line < $p/syscall && still syscall; \
+                  ls $p/fd/ > /dev/null && still fd;; esac; done; done 2>/dev/null";
+    let out = bundles.rootfs().join("data/seen");
+    let (id, _) = bundles.start(&format!("{{ {script}; }} > /data/seen"), |_| {});
+    let mut tries = 0;
+    // A test that never meets a joining process could not fail.
+    while tries < 20 || !fs::read_to_string(&out).unwrap().contains("met") {
+        bundles.well(&["exec", &id, "true"]);
+        tries += 1;
+        assert!(tries < 500, "no joining process was met");
+    }
+    let seen = fs::read_to_string(&out).unwrap();
+    assert!(!seen.contains("seen"), "{seen}");
 }

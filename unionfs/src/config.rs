@@ -204,6 +204,8 @@ pub struct Config {
     pub volatile_lower: bool,
     /// Use layer indexes at all.
     pub use_index: bool,
+    /// Nobody changes a layer that has an index: each of them is as [`LowerSpec::immutable`].
+    pub trust_index: bool,
     /// Ownership override.
     pub squash: Squash,
     /// `uidmapping=`
@@ -240,6 +242,7 @@ impl Config {
             volatile: false,
             volatile_lower: false,
             use_index: true,
+            trust_index: false,
             squash: Squash::default(),
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),

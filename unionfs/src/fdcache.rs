@@ -16,6 +16,16 @@ use parking_lot::Mutex;
 pub struct CachedFd {
     fd: OwnedFd,
     open: Arc<AtomicUsize>,
+    /// Where the file ended when it was opened; `u64::MAX` where that says nothing.
+    end: u64,
+}
+
+impl CachedFd {
+    /// The file ended at `offset` when it was opened, and is not changed through this mount.
+    #[must_use]
+    pub fn ends_at(&self, offset: u64) -> bool {
+        self.end == offset
+    }
 }
 
 impl AsFd for CachedFd {
@@ -66,8 +76,13 @@ impl FdCache {
 
     /// Counts a descriptor. The caller [registers](Self::register) its holder once it is in place.
     pub fn count(&self, fd: OwnedFd) -> Arc<CachedFd> {
+        self.count_file(fd, None)
+    }
+
+    /// As [`Self::count`], for a file whose data ends at `end` as long as nobody changes it.
+    pub fn count_file(&self, fd: OwnedFd, end: Option<u64>) -> Arc<CachedFd> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Arc::new(CachedFd { fd, open: self.open.clone() })
+        Arc::new(CachedFd { fd, open: self.open.clone(), end: end.unwrap_or(u64::MAX) })
     }
 
     /// Remembers who can be asked to close, and asks some when the budget is exceeded.

@@ -226,7 +226,7 @@ impl Adapter {
             let object = self
                 .overlay
                 .with_room(|| self.overlay.create(&dir, name, NewObject::File(mode), umask, caller))?;
-            let options = OpenOptions { write: options.write, truncate: false };
+            let options = OpenOptions { write: options.write, ..Default::default() };
             let file = self.overlay.open(&object.node, options, caller)?;
             Ok((object, file))
         });
@@ -242,7 +242,7 @@ impl Adapter {
     fn release(&self, ino: u64, handle: u64) {
         let Some((_, handle)) = self.handles.remove(&handle) else { return };
         self.passthrough.release(ino, handle.mode);
-        if handle.mode == (passthrough::OpenMode::Passthrough { write: true }) {
+        if handle.mode.writes_by_kernel() {
             self.expire_attributes(ino);
         }
     }

@@ -33,6 +33,7 @@ pub use compare::{Difference, DifferenceKind};
 pub use error::IndexError;
 pub use metadata::{IndexedStat, ObjectMetadata, Timestamp};
 pub use reader::{Child, Children, Entry, LayerIndex, Xattrs};
+pub(crate) use view::View;
 
 /// What the index of a tree called NAME is called: `NAME.layerfs-index`.
 pub const INDEX_SUFFIX: &str = ".layerfs-index";
@@ -54,7 +55,11 @@ impl EntryId {
 /// Where the index of `tree` is unless said otherwise: beside it, `PARENT/NAME.layerfs-index`, symlinks in `tree`
 /// resolved. The root of the machine has no place beside it; its answer lies within and `build_index` refuses it.
 pub fn default_index_path(tree: &Path) -> PathBuf {
-    let resolved = fs::canonicalize(tree).unwrap_or_else(|_| tree.to_path_buf());
+    beside(&fs::canonicalize(tree).unwrap_or_else(|_| tree.to_path_buf()))
+}
+
+/// As [`default_index_path`], for a path without symlinks.
+pub(crate) fn beside(resolved: &Path) -> PathBuf {
     let mut name = resolved.file_name().map_or_else(OsString::new, OsString::from);
     name.push(INDEX_SUFFIX);
     match resolved.file_name() {

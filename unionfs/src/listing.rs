@@ -33,7 +33,8 @@ pub struct Entry {
     /// The topmost lower part that shows an object under this name, whether or not the upper hides it.
     pub lower: Option<PartNo>,
     /// Lower parts below that one whose directory of this name merges with it.
-    pub deeper: Option<Box<[PartNo]>>,
+    /// Boxed twice: few entries have any, and a million entries pay for its room.
+    pub deeper: Option<Box<Box<[PartNo]>>>,
     /// The visible object is a directory.
     pub is_dir: bool,
     /// The lower object is a directory.
@@ -129,9 +130,9 @@ impl Listing {
                     entry.lower_is_dir = is_dir;
                 }
                 Some(_) if is_dir && entry.lower_is_dir => {
-                    let mut deeper = entry.deeper.take().map(Vec::from).unwrap_or_default();
+                    let mut deeper = entry.deeper.take().map(|d| Vec::from(*d)).unwrap_or_default();
                     deeper.push(part);
-                    entry.deeper = Some(deeper.into());
+                    entry.deeper = Some(Box::new(deeper.into()));
                 }
                 Some(_) => {}
             }
@@ -269,9 +270,13 @@ mod tests {
         );
         assert_eq!(visible(&listing), ["d", "deep", "filedir", "u", "x"]);
         let d = listing.get(b"d").unwrap();
-        assert_eq!((d.lower, d.deeper.as_deref()), (Some(0), Some(&[1][..])), "a file below stops the merge");
+        assert_eq!(
+            (d.lower, d.deeper.as_deref().map(|d| &**d)),
+            (Some(0), Some(&[1][..])),
+            "a file below stops the merge"
+        );
         let deep = listing.get(b"deep").unwrap();
-        assert_eq!((deep.lower, deep.deeper.as_deref()), (Some(1), Some(&[2, 3][..])));
+        assert_eq!((deep.lower, deep.deeper.as_deref().map(|d| &**d)), (Some(1), Some(&[2, 3][..])));
         assert_eq!(listing.get(b"x").unwrap().deeper, None, "a file hides a directory below");
         assert!(listing.get(b"gone").unwrap().lower.is_some(), "what is hidden is still known");
         assert!(listing.get(b"mid").is_none(), "a lower whiteout leaves nothing to know");

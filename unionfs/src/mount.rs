@@ -171,8 +171,10 @@ pub fn mount(config: &Config, target: &Path) -> Result<Mounted, MountError> {
     Ok(Mounted { session, adapter, attached })
 }
 
+/// One for each processor that this process may use. Quotas of a cgroup, which the standard library would look up in
+/// its files, say nothing about how many requests wait at once.
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, 8)
+    rustix::thread::sched_getaffinity(None).map_or(2, |set| set.count() as usize).clamp(2, 8)
 }
 
 fn shown(path: &Path) -> String {

@@ -70,8 +70,8 @@ pub struct Place {
     pub parent: Option<Arc<Node>>,
     /// The name in it.
     pub name: Arc<[u8]>,
-    /// Set when the upper has it (never for directories: see [`Parts`]).
-    pub upper: Option<UpperObject>,
+    /// Set when the upper has it (never for directories: see [`Parts`]). Boxed: most nodes of a large tree have none.
+    pub upper: Option<Box<UpperObject>>,
     /// The lower object whose attributes, or, under a metadata-only copy, data count.
     pub lower: Option<Object>,
 }
@@ -196,7 +196,8 @@ pub struct Node {
     pub mode: AtomicU32,
     /// The time of change that the kernel keeps for a file whose pages it writes back, as far as it was told or has
     /// told: pages that are written back must not make the file look newer.
-    pub(crate) kernel_mtime: Mutex<Option<Time>>,
+    /// Boxed: few nodes have one, and a million nodes pay for its room.
+    pub(crate) kernel_mtime: Mutex<Option<Box<Time>>>,
     /// The kernel has removed file capabilities, and nothing was asked since.
     pub(crate) capability_removed: AtomicBool,
     pub(crate) file: Mutex<FileSlot>,

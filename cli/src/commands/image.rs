@@ -25,6 +25,7 @@ pub(crate) struct ImageArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum ImageCommand {
     #[command(name = "ls", visible_alias = "list")]
     List(list::ImagesArgs),

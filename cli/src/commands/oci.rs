@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::{Args, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use layerfs_runner::runtime::{Runtime, RuntimeError, time};
 use layerfs_runner::{CreateError, FailureKind, host};
 
@@ -106,6 +106,7 @@ enum LogFormat {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     Create(create::CreateArgs),
     Start(start::StartArgs),
@@ -138,14 +139,19 @@ pub(crate) fn standalone(arguments: &[OsString]) -> Option<ExitCode> {
     if name != NAME {
         return None;
     }
-    let arguments = arguments.iter().map(|word| match word.to_str() {
-        // As runc has it.
-        Some("-v") => OsString::from("--version"),
-        _ => word.clone(),
-    });
-    let parsed = <Standalone as clap::CommandFactory>::command()
-        .try_get_matches_from(arguments)
-        .and_then(|matches| Standalone::from_arg_matches(&matches));
+    if matches!(command_word(arguments), Some("create" | "run" | "exec")) {
+        // Before anything that takes time, for it is done again. Where it fails, the command itself says so.
+        protect().ok();
+    }
+    let arguments: Vec<_> = arguments
+        .iter()
+        .map(|word| match word.to_str() {
+            // As runc has it.
+            Some("-v") => OsString::from("--version"),
+            _ => word.clone(),
+        })
+        .collect();
+    let parsed: Result<Standalone, _> = crate::args::parse(&arguments);
     Some(match parsed {
         Ok(standalone) => oci(standalone.oci),
         Err(error) => {
@@ -153,6 +159,21 @@ pub(crate) fn standalone(arguments: &[OsString]) -> Option<ExitCode> {
             if error.use_stderr() { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS }
         }
     })
+}
+
+/// The command among the arguments, after the global options.
+fn command_word(arguments: &[OsString]) -> Option<&str> {
+    let mut words = arguments.iter().skip(1).map(|word| word.to_str());
+    while let Some(Some(word)) = words.next() {
+        match word {
+            "--root" | "--log" | "--log-format" | "--cgroup-manager" | "--rootless" | "--criu" => {
+                words.next()?;
+            }
+            option if option.starts_with('-') => {}
+            command => return Some(command),
+        }
+    }
+    None
 }
 
 /// What commands work with.
@@ -277,5 +298,27 @@ fn log(global: &Global, level: &str, words: &str) {
         .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
     if let Err(error) = written {
         ui::warn(format_args!("write to the log {}: {error}", path.display()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_command_is_found_behind_global_options() {
+        for (line, command) in [
+            ("layerfs-runtime create --bundle b id", Some("create")),
+            ("layerfs-runtime --root /r --log=/l --log-format json --debug exec -t id sh", Some("exec")),
+            ("layerfs-runtime --systemd-cgroup start id", Some("start")),
+            ("layerfs-runtime --root", None),
+            ("layerfs-runtime", None),
+        ] {
+            assert_eq!(command_word(&words(line)), command, "{line}");
+        }
     }
 }

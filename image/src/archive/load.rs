@@ -1,5 +1,7 @@
 //! Loading: docker-archive in its old and its new form, oci-archive, and directories of these.
 
+use std::collections::HashMap;
+
 use oci_spec::image::ImageManifest;
 use serde::Deserialize;
 use serde_json::Value;
@@ -38,13 +40,18 @@ struct DockerItem {
 /// Where a layer is in the archive, with the digest and size of its blob where they are known.
 type LayerPlace = (String, Option<(Digest, u64)>);
 
-/// What is to be taken in for one image.
+/// What is to be taken in for one image: where its documents are. They are read one image at a time.
 struct Plan {
-    config: Vec<u8>,
-    layers: Vec<LayerPlace>,
-    /// The manifest and its media type, where the archive has one.
-    manifest: Option<(Vec<u8>, String)>,
+    config: Place,
+    /// The manifest and its media type, where the archive has one; else the layers.
+    manifest: Result<(Digest, String), Vec<String>>,
     names: Vec<Reference>,
+}
+
+/// Where a config is.
+enum Place {
+    Name(String),
+    Blob(Digest),
 }
 
 /// Takes all images of `source` in. Layers that the store has are not read again; several are read at once.
@@ -70,61 +77,54 @@ fn docker_plans(source: &Source) -> Result<Vec<Plan>, Error> {
     let text = source.document("manifest.json")?;
     let items: Vec<DockerItem> = serde_json::from_slice(&text).map_err(Error::json("manifest.json"))?;
     // From docker 25 on the archive is an OCI layout too, whose manifests are kept as they are.
-    let manifests = match source.find("index.json")? {
-        Some(_) => manifests_in(source, &source.document("index.json")?, 0)?,
-        None => Vec::new(),
-    };
+    let mut manifests = HashMap::new();
+    if source.find("index.json")?.is_some() {
+        for found in manifests_in(source, &source.document("index.json")?, 0)? {
+            manifests.entry(found.config).or_insert((found.digest, found.media_type));
+        }
+    }
+    let mut ids: HashMap<String, Digest> = HashMap::new();
     let mut plans = Vec::new();
     for item in items {
-        let config = source.document(&item.config)?;
+        let id = match ids.get(&item.config) {
+            Some(id) => *id,
+            None => {
+                let id = Digest::of(&source.document(&item.config)?);
+                *ids.entry(item.config.clone()).or_insert(id)
+            }
+        };
         let tags = item.repo_tags.unwrap_or_default();
         let names = tags.iter().map(|name| parse_name(name)).collect::<Result<_, _>>()?;
-        let id = Digest::of(&config);
-        let is_it =
-            |found: &&FoundManifest| config::digest_of(found.manifest.config()).is_ok_and(|d| d == id);
-        plans.push(match manifests.iter().find(is_it) {
-            Some(found) => Plan {
-                config,
-                layers: blob_layers(&found.manifest)?,
-                manifest: Some((found.bytes.clone(), found.media_type.clone())),
-                names,
-            },
-            None => {
-                let layers = item.layers.unwrap_or_default().into_iter().map(|path| (path, None)).collect();
-                Plan { config, layers, manifest: None, names }
-            }
-        });
+        let manifest = manifests.get(&id).cloned().ok_or_else(|| item.layers.unwrap_or_default());
+        plans.push(Plan { config: Place::Name(item.config), manifest, names });
     }
     Ok(plans)
 }
 
 fn oci_plans(source: &Source) -> Result<Vec<Plan>, Error> {
-    let mut plans: Vec<(Digest, Plan)> = Vec::new();
+    let mut plans: Vec<Plan> = Vec::new();
+    let mut known: HashMap<Digest, usize> = HashMap::new();
     for found in manifests_in(source, &source.document("index.json")?, 0)? {
-        let digest = Digest::of(&found.bytes);
-        if let Some((_, plan)) = plans.iter_mut().find(|(known, _)| *known == digest) {
-            plan.names.extend(found.name);
+        if let Some(at) = known.get(&found.digest) {
+            plans[*at].names.extend(found.name);
             continue;
         }
-        let id = config::digest_of(found.manifest.config())?;
-        let config = verified(source.document(&blob_name(&id))?, &id)?;
-        let plan = Plan {
-            config,
-            layers: blob_layers(&found.manifest)?,
-            manifest: Some((found.bytes, found.media_type)),
+        known.insert(found.digest, plans.len());
+        plans.push(Plan {
+            config: Place::Blob(found.config),
+            manifest: Ok((found.digest, found.media_type)),
             names: found.name.into_iter().collect(),
-        };
-        plans.push((digest, plan));
+        });
     }
     if plans.is_empty() {
         return Err(Error::document("the archive", "there is no image for this machine in it"));
     }
-    Ok(plans.into_iter().map(|(_, plan)| plan).collect())
+    Ok(plans)
 }
 
 struct FoundManifest {
-    bytes: Vec<u8>,
-    manifest: ImageManifest,
+    digest: Digest,
+    config: Digest,
     media_type: String,
     name: Option<Reference>,
 }
@@ -135,7 +135,7 @@ fn manifests_in(source: &Source, index: &[u8], depth: usize) -> Result<Vec<Found
     let index: Value = serde_json::from_slice(index).map_err(Error::json("index.json"))?;
     let mut found = Vec::new();
     for entry in index["manifests"].as_array().into_iter().flatten() {
-        let digest = Digest::parse(entry["digest"].as_str().unwrap_or_default())?;
+        let mut digest = Digest::parse(entry["digest"].as_str().unwrap_or_default())?;
         let mut bytes = verified(source.document(&blob_name(&digest))?, &digest)?;
         let mut media_type = entry["mediaType"].as_str().unwrap_or(media_type::OCI_MANIFEST).to_owned();
         if media_type::is_index(&media_type) {
@@ -143,7 +143,8 @@ fn manifests_in(source: &Source, index: &[u8], depth: usize) -> Result<Vec<Found
                 return Err(Error::document("index.json", "lists of manifests without end"));
             }
             let Ok(Some(chosen)) = choose_from_index(&bytes) else { continue };
-            bytes = verified(source.document(&blob_name(&chosen))?, &chosen)?;
+            digest = chosen;
+            bytes = verified(source.document(&blob_name(&digest))?, &digest)?;
             media_type = media_type::OCI_MANIFEST.to_owned();
         }
         // Signatures and attestations travel in the same layouts.
@@ -154,7 +155,8 @@ fn manifests_in(source: &Source, index: &[u8], depth: usize) -> Result<Vec<Found
         if let Some(own) = manifest.media_type() {
             media_type = own.to_string();
         }
-        found.push(FoundManifest { name: name_of(entry), bytes, manifest, media_type });
+        let config = config::digest_of(manifest.config())?;
+        found.push(FoundManifest { name: name_of(entry), digest, config, media_type });
     }
     Ok(found)
 }
@@ -202,26 +204,37 @@ fn parse_name(name: &str) -> Result<Reference, Error> {
 }
 
 fn take_in(store: &Store, session: &Session, source: &Source, plan: Plan) -> Result<Loaded, Error> {
-    let config = Config::parse(&plan.config)?;
+    let config_bytes = match &plan.config {
+        Place::Name(name) => source.document(name)?,
+        Place::Blob(digest) => verified(source.document(&blob_name(digest))?, digest)?,
+    };
+    let config = Config::parse(&config_bytes)?;
+    let (layers, manifest) = match plan.manifest {
+        Ok((digest, media_type)) => {
+            let bytes = verified(source.document(&blob_name(&digest))?, &digest)?;
+            (blob_layers(&config::parse_manifest(&bytes)?)?, Some((bytes, media_type)))
+        }
+        Err(layers) => (layers.into_iter().map(|path| (path, None)).collect(), None),
+    };
     let diff_ids = &config.rootfs.diff_ids;
-    if plan.layers.len() != diff_ids.len() {
-        let (layers, ids) = (plan.layers.len(), diff_ids.len());
+    if layers.len() != diff_ids.len() {
+        let (layers, ids) = (layers.len(), diff_ids.len());
         return Err(Error::document(
             "the archive",
             format!("an image has {layers} layers, its config {ids}"),
         ));
     }
-    let wanted: Vec<WantedLayer> = (plan.layers.iter().zip(diff_ids))
+    let wanted: Vec<WantedLayer> = (layers.iter().zip(diff_ids))
         .map(|((_, blob), diff_id)| WantedLayer { diff_id: *diff_id, blob: *blob })
         .collect();
-    let provider = FromArchive { source, layers: &plan.layers };
+    let provider = FromArchive { source, layers: &layers };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     let (blobs, warnings) = take_layers(store, session, &wanted, &provider, threads)?;
-    let id = store.add_blob(session, &plan.config)?;
-    let (manifest, media_type) = match plan.manifest {
+    let id = store.add_blob(session, &config_bytes)?;
+    let (manifest, media_type) = match manifest {
         Some(manifest) => manifest,
         None => {
-            let bytes = config::new_manifest((id, plan.config.len() as u64), &blobs)?;
+            let bytes = config::new_manifest((id, config_bytes.len() as u64), &blobs)?;
             (bytes, media_type::OCI_MANIFEST.to_owned())
         }
     };

@@ -11,6 +11,8 @@ use crate::compression::{Compression, decompress};
 use crate::error::Error;
 use crate::tar::{EntryKind, TarError, TarLimits, TarReader, lossy};
 
+mod directory;
+
 /// Links followed from one name of an archive to another.
 const MAX_LINKS: usize = 8;
 /// Entries of an archive of images: two for each layer, and some documents.
@@ -169,17 +171,8 @@ impl Source {
                 Err(Error::document("the archive", format!("{name} is a link without end")))
             }
             Self::Directory(directory) => {
-                let path = directory.join(&name);
-                let file = match File::open(&path) {
-                    Ok(file) => file,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                    Err(error) => return Err(Error::io("open", &path)(error)),
-                };
-                let metadata = file.metadata().map_err(Error::io("look at", &path))?;
-                if !metadata.is_file() {
-                    return Ok(None);
-                }
-                Ok(Some(Section { file: Arc::new(file), at: 0, left: metadata.len() }))
+                let Some((file, len)) = directory::open(directory, &name)? else { return Ok(None) };
+                Ok(Some(Section { file: Arc::new(file), at: 0, left: len }))
             }
         }
     }
@@ -216,7 +209,19 @@ fn normal(path: &str) -> String {
     parts.join("/")
 }
 
+/// What a copy of an archive must leave of the disk for everybody else: 5 %, and 64 MiB at least.
+fn room(file: &File, scratch: &Path) -> Result<u64, Error> {
+    let stat = rustix::fs::fstatvfs(file).map_err(Error::io("look at the filesystem of", scratch))?;
+    let reserve = (stat.f_blocks / 20).saturating_mul(stat.f_frsize).max(64 << 20);
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(reserve))
+}
+
+/// Bytes written between two looks at how much room there is.
+const STEP: u64 = 64 << 20;
+
 fn spool(input: &mut dyn BufRead, copy: &mut File, scratch: &Path) -> Result<(), Error> {
+    let (mut written, mut checked) = (0_u64, 0_u64);
+    let mut left = room(copy, scratch)?;
     loop {
         let bytes = match input.fill_buf() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -225,8 +230,24 @@ fn spool(input: &mut dyn BufRead, copy: &mut File, scratch: &Path) -> Result<(),
         if bytes.is_empty() {
             return Ok(());
         }
-        copy.write_all(bytes).map_err(Error::io("write a copy of the archive in", scratch))?;
         let len = bytes.len();
+        written += len as u64;
+        if written - checked >= STEP {
+            (checked, left) = (written, room(copy, scratch)?);
+        }
+        if written - checked > left || left == 0 {
+            return Err(Error::document(
+                "the archive",
+                format!(
+                    "a copy of it, uncompressed, is needed to read it and has {} MiB or more; {} would be nearly full \
+                     with it. Remedy: make room there, or uncompress the archive yourself and load that file, of \
+                     which no copy is made",
+                    written >> 20,
+                    scratch.display(),
+                ),
+            ));
+        }
+        copy.write_all(bytes).map_err(Error::io("write a copy of the archive in", scratch))?;
         input.consume(len);
     }
 }

@@ -66,14 +66,13 @@ impl Marks {
         {
             return None;
         }
-        // Both, whichever are written here: the tree may be read with the others one day.
-        for prefix in PREFIXES {
-            if let Some(rest) = name.strip_prefix(prefix.as_bytes()) {
-                // The nesting escape: it shows as the archive has it, and means nothing.
-                return CString::new([prefix.as_bytes(), b"overlay.", rest].concat()).ok();
-            }
+        // As the kernel does, the nesting escape for the names that are read as marks where these are: they show as
+        // the archive has them and mean nothing. Those of the other form are data, and show unchanged as they are.
+        let prefix = PREFIXES[usize::from(!self.trusted)].as_bytes();
+        match name.strip_prefix(prefix) {
+            Some(rest) => CString::new([prefix, b"overlay.", rest].concat()).ok(),
+            None => CString::new(name).ok(),
         }
-        CString::new(name).ok()
     }
 }
 

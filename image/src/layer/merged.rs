@@ -176,6 +176,9 @@ impl Stack {
     /// # Errors
     /// Those of the system calls.
     pub fn child(&self, directory: &MergedDirectory, name: &[u8]) -> Result<Option<MergedObject>, Errno> {
+        if is_mark_name(name) {
+            return Ok(None);
+        }
         let c_name = CString::new(name).map_err(|_| Errno::INVAL)?;
         let whiteout_file = CString::new([b".wh.", name].concat()).map_err(|_| Errno::INVAL)?;
         let mut found: Option<MergedObject> = None;
@@ -335,7 +338,12 @@ impl Stack {
 
     fn mark(&self, target: Target<'_>, name: &str) -> Result<Option<Vec<u8>>, Errno> {
         for prefix in disk::PREFIXES {
-            if prefix == "trusted.overlay." && !self.trusted {
+            // What an ordinary user unpacked is opaque for root too, as through a mount.
+            let is_read = match prefix {
+                "trusted.overlay." => self.trusted,
+                _ => !self.trusted || name == "opaque",
+            };
+            if !is_read {
                 continue;
             }
             let name = CString::new(format!("{prefix}{name}")).map_err(|_| Errno::INVAL)?;
@@ -382,13 +390,8 @@ impl Stack {
     /// What the xattr `stored` is called in the merged view; `None` for marks.
     fn shown(&self, stored: Vec<u8>) -> Option<Vec<u8>> {
         let own = if self.trusted { "trusted.overlay." } else { "user.overlay." };
-        for prefix in disk::PREFIXES {
-            let Some(rest) = stored.strip_prefix(prefix.as_bytes()) else { continue };
-            if let Some(rest) = rest.strip_prefix(b"overlay.") {
-                return Some([prefix.as_bytes(), rest].concat());
-            }
-            // Those of the other form are data where no mount reads them.
-            return (prefix != own).then_some(stored);
+        if let Some(rest) = stored.strip_prefix(own.as_bytes()) {
+            return rest.strip_prefix(b"overlay.").map(|rest| [own.as_bytes(), rest].concat());
         }
         let is_mark = stored == OVERRIDE_STAT.to_bytes()
             || stored == b"security.fuseoverlayfs.override_stat"

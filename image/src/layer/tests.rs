@@ -160,26 +160,94 @@ fn regression_names_through_whiteouts_are_refused() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// Whoever reads the tree with marks of the other form finds none that the archive made up.
+/// Names that are read as marks are escaped; those of the other form show through a mount as they are on disk, the
+/// kernel's too, and must be there as the archive has them.
 #[test]
-fn regression_marks_of_both_forms_are_escaped() {
-    for trusted in [true, false] {
+fn regression_marks_of_the_other_form_are_not_escaped() {
+    for (trusted, name, stored) in [
+        (true, "trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
+        (true, "user.overlay.opaque", "user.overlay.opaque"),
+        (true, "user.overlay.overlay.x", "user.overlay.overlay.x"),
+        (false, "user.overlay.opaque", "user.overlay.overlay.opaque"),
+        (false, "user.overlay.overlay.x", "user.overlay.overlay.overlay.x"),
+        (false, "user.overlayx", "user.overlayx"),
+    ] {
         let marks = Marks { trusted, devices: true, overrides: false };
-        for (name, stored) in [
-            ("trusted.overlay.opaque", "trusted.overlay.overlay.opaque"),
-            ("user.overlay.opaque", "user.overlay.overlay.opaque"),
-            ("user.overlay.overlay.x", "user.overlay.overlay.overlay.x"),
-            ("user.overlayx", "user.overlayx"),
-        ] {
-            let found = marks.stored(name.as_bytes()).unwrap();
-            assert_eq!(found.to_str(), Ok(stored), "{name}, trusted: {trusted}");
-        }
+        assert_eq!(marks.stored(name.as_bytes()).unwrap().to_str(), Ok(stored), "{name}, trusted: {trusted}");
     }
     // And they show as the archive has them.
     let mut directory = object(EntryKind::Directory, "d", "");
-    directory.0.xattrs = vec![(b"user.overlay.opaque".to_vec(), b"y".to_vec())];
+    directory.0.xattrs = vec![(b"user.overlay.redirect".to_vec(), b"/x".to_vec())];
     let dir = outcome(&archive(&[directory.clone()]), Limits::default()).unwrap();
     let stack = Stack::open(&[dir.path()]).unwrap();
     let shown = stack.lookup(&[b"d"]).unwrap().unwrap().describe(&stack).unwrap();
     assert_eq!(shown.xattrs, directory.0.xattrs);
+}
+
+/// Unpacks `tar` over the layer in `below`.
+fn over(tar: &[u8], below: &Path, limits: Limits) -> Result<tempfile::TempDir, UnpackError> {
+    let dir = tempfile::tempdir().unwrap();
+    let root = fs::File::open(dir.path()).unwrap();
+    let marks = Marks::probe(root.as_fd()).unwrap();
+    let index = dir.path().with_extension("index");
+    let stack = Stack::open(&[below]).unwrap();
+    unpack(tar, root.into(), marks, limits)?.finish(&stack, &WithoutIndex, &index)?;
+    Ok(dir)
+}
+
+/// A lower file is copied once, with its holes, whatever the names are by which the layer's links reach it.
+#[test]
+fn regression_links_to_one_lower_file_are_one_copy_with_holes() {
+    use std::os::unix::fs::MetadataExt;
+    let below = tempfile::tempdir().unwrap();
+    fs::create_dir(below.path().join("usr")).unwrap();
+    let lower = fs::File::create(below.path().join("usr/f")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&lower, b"data", 8 << 20).unwrap();
+    lower.set_len(64 << 20).unwrap();
+    fs::hard_link(below.path().join("usr/f"), below.path().join("g")).unwrap();
+    std::os::unix::fs::symlink("usr", below.path().join("lib")).unwrap();
+    let tar = archive(&[
+        object(EntryKind::Symlink, "own", "/lib"),
+        object(EntryKind::HardLink, "a", "usr/f"),
+        object(EntryKind::HardLink, "b", "g"),
+        object(EntryKind::HardLink, "c", "lib/f"),
+        object(EntryKind::HardLink, "d/e", "own/f"),
+        object(EntryKind::HardLink, "f", "a"),
+    ]);
+    let limits = Limits { bytes: 1 << 20, ..Limits::default() };
+    let dir = over(&tar, below.path(), limits).unwrap();
+    let first = fs::metadata(dir.path().join("a")).unwrap();
+    assert_eq!((first.nlink(), first.len()), (5, 64 << 20));
+    assert!(first.blocks() * 512 < 1 << 20, "{} blocks", first.blocks());
+    for name in ["b", "c", "d/e", "f"] {
+        assert_eq!(fs::metadata(dir.path().join(name)).unwrap().ino(), first.ino(), "{name}");
+    }
+    assert_eq!(&fs::read(dir.path().join("a")).unwrap()[8 << 20..][..5], b"data\0");
+    let error = over(&tar, below.path(), Limits { bytes: 4095, ..Limits::default() }).unwrap_err();
+    assert!(matches!(error, UnpackError::Limit { what: "bytes of data", .. }), "{error}");
+}
+
+/// Neither a whiteout nor the file that stands for one is a file of the layers below; what this layer hides is none
+/// either.
+#[test]
+fn regression_links_to_marks_and_hidden_files_are_refused() {
+    let below = tempfile::tempdir().unwrap();
+    fs::write(below.path().join(".wh.gone"), "").unwrap();
+    fs::create_dir(below.path().join("d")).unwrap();
+    fs::write(below.path().join("d/f"), "").unwrap();
+    let hidden = [file("d/.wh..wh..opq", b""), object(EntryKind::HardLink, "l", "d/f")];
+    let replaced = [file("d", b""), object(EntryKind::HardLink, "l", "d/f")];
+    for entries in [
+        &[object(EntryKind::HardLink, "l", ".wh.gone")][..],
+        &[object(EntryKind::HardLink, "l", "gone")],
+        &[object(EntryKind::HardLink, "l", "d/f/x")],
+        &hidden,
+        &replaced,
+    ] {
+        let error = over(&archive(entries), below.path(), Limits::default()).unwrap_err();
+        assert!(error.to_string().contains("hard link"), "{error}");
+    }
+    let link = archive(&[object(EntryKind::HardLink, "l", "d")]);
+    let error = over(&link, below.path(), Limits::default()).unwrap_err();
+    assert!(error.to_string().contains("hard link to a directory"), "{error}");
 }

@@ -4,11 +4,10 @@ use std::fs;
 use std::io;
 
 use super::Store;
-use super::collect::{Reached, digests_in};
+use super::collect::{Reached, digests_in, is_free};
 use crate::config;
 use crate::digest::{Algorithm, DiffId, Digest, VerifyingReader};
 use crate::error::Error;
-use crate::layer::remove_tree;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,9 +126,6 @@ impl Store {
             let (tree, index) = (path.join("tree"), path.join("tree.layerfs-index"));
             if self.layer(&diff_id).is_none_or(|layer| layer.diff_id != diff_id) {
                 report.add(format!("layer {diff_id} has no record of itself"), repair.then_some("removed"));
-                if repair {
-                    remove_tree(&path).map_err(Error::io("remove", &path))?;
-                }
                 rebuild.push(diff_id);
                 continue;
             }
@@ -152,6 +148,7 @@ impl Store {
     }
 
     fn rebuild(&self, damaged: &[DiffId], report: &mut CheckReport) -> Result<(), Error> {
+        let session = self.session()?;
         for diff_id in damaged {
             let path = self.layer_path(diff_id);
             if self.layer(diff_id).is_some_and(|layer| layer.packed_size.is_some()) {
@@ -160,9 +157,20 @@ impl Store {
                 self.indexer.build(&tree, &index).map_err(|source| Error::Index { path: tree, source })?;
                 continue;
             }
-            remove_tree(&path).map_err(Error::io("remove", &path))?;
+            if !is_free(&path) {
+                let what = format!("layer {diff_id} is in use: stop what uses it, and repair again");
+                report.add(what, None);
+                continue;
+            }
+            // Out of sight in one step; it goes with the session.
+            let old = session.path().join(format!("damaged-{}", diff_id.0.hex()));
+            match fs::rename(&path, &old) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("move aside", &path)(error));
+                }
+                _ => {}
+            }
         }
-        let session = self.session()?;
         for named in self.named()? {
             let Ok(image) = self.image(named) else { continue };
             if let Err(error) = self.ensure_layers(&session, &image) {

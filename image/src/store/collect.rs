@@ -128,7 +128,7 @@ pub(super) fn digests_in(
 }
 
 /// True when no mount holds the layer.
-fn is_free(path: &Path) -> bool {
+pub(super) fn is_free(path: &Path) -> bool {
     File::open(path)
         .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
 }

@@ -172,10 +172,13 @@ impl Store {
         let chain = ChainId::chain(diff_ids);
         for (at, (diff_id, descriptor)) in diff_ids.iter().zip(image.manifest.layers()).enumerate() {
             let below = at.checked_sub(1).map(|at| chain[at]);
+            let digest = config::digest_of(descriptor)?;
             if self.usable_layer(diff_id, below).is_some() {
+                if self.blob_size(&digest).is_some() {
+                    self.prove_expansion(diff_id, &digest, descriptor.size())?;
+                }
                 continue;
             }
-            let digest = config::digest_of(descriptor)?;
             let input = super::LayerInput {
                 reader: self.open_blob(&digest)?,
                 blob: Some((digest, descriptor.size())),

@@ -93,7 +93,7 @@ impl Store {
             if compression == Compression::None && input.diff_id.is_none_or(is_sha256) {
                 unpacked = unpack(plain, root, marks, self.limits);
             } else {
-                let limit = self.limits.bytes.saturating_add(self.limits.entries.saturating_mul(1024));
+                let limit = self.limits.stream();
                 let algorithm = input.diff_id.map_or(Algorithm::Sha256, |diff_id| diff_id.0.algorithm());
                 let mut plain = BufReader::with_capacity(BUFFER, Hashed::new(plain, algorithm, limit));
                 unpacked = unpack(&mut plain, root, marks, self.limits);
@@ -175,6 +175,7 @@ impl Store {
             packed_size: None,
         };
         self.place_layer(session, &directory, &record)?;
+        self.record_expansion(&layer.diff_id, &layer.blob)?;
         Ok(record)
     }
 }

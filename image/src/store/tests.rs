@@ -1,5 +1,8 @@
 //! The store as its users see it: names, sharing, collection, damage, several at once.
 
+mod processes;
+mod repair;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;

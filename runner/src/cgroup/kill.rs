@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_micros(500);
 
 impl Cgroup {
     /// Kills every process in it. Where the kernel cannot do it at once (unified hierarchy, Linux 5.14), they are frozen
-    /// while they are killed, so that no new one gets away.
+    /// while they are killed, so that no new one gets away; without a freezer they are killed until there are none.
     ///
     /// # Errors
     /// When processes are left.
@@ -27,15 +27,35 @@ impl Cgroup {
         {
             return Ok(());
         }
+        self.kill_one_by_one()
+    }
+
+    /// As [`Self::kill`], without `cgroup.kill`.
+    fn kill_one_by_one(&self) -> Result<(), CgroupError> {
         let Some(path) = self.unified.as_ref().or_else(|| self.directories.first()) else { return Ok(()) };
         let failed =
             |source| CgroupError::Change { doing: "kill the processes of", path: path.clone(), source };
-        let frozen = self.freeze().is_ok();
-        let killed = kill_by_number(path);
-        if frozen {
-            self.thaw()?;
+        let until = Instant::now() + RELEASE;
+        loop {
+            // Frozen anew each time: what was being born while the list was read, or did not freeze, is in the next one.
+            let is_frozen =
+                self.freeze().inspect_err(|error| tracing::debug!(%error, "kill unfrozen")).is_ok();
+            let killed = kill_by_number(path);
+            if is_frozen {
+                self.thaw()?;
+            }
+            let count = killed.map_err(failed)?;
+            if count == 0 {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(failed(io::Error::other(format!("{count} of them are left"))));
+            }
+            if is_frozen {
+                // They are dead or dying, and had no chance to bear others: there is no hurry.
+                std::thread::sleep(PAUSE);
+            }
         }
-        killed.map_err(failed)
     }
 
     /// Sends a signal to every process in it.
@@ -59,10 +79,15 @@ impl Cgroup {
     }
 }
 
-/// Kills the members of `path` and below until there are none.
-fn kill_by_number(path: &Path) -> io::Result<()> {
+/// Kills the members of `path` and below: once over, how many there were.
+fn kill_by_number(path: &Path) -> io::Result<usize> {
     let mut members = Vec::new();
-    members_below(path, &mut members)?;
+    match members_below(path, &mut members) {
+        // Removed by somebody else: nobody is in it.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return Ok(0),
+        result => result?,
+    }
+    let count = members.len();
     for pid in members {
         // It may have died since; another process cannot have taken its number and its cgroup.
         if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty())
@@ -72,7 +97,7 @@ fn kill_by_number(path: &Path) -> io::Result<()> {
             tracing::debug!(%error, ?pid, "kill a member of the cgroup");
         }
     }
-    Ok(())
+    Ok(count)
 }
 
 fn is_member(path: &Path, pid: Pid) -> bool {
@@ -156,4 +181,85 @@ fn empty(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::path::PathBuf;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::cgroup::{Hierarchies, Plan};
+    use crate::config::CgroupPath;
+
+    /// A cgroup of its own in the hierarchies that `wanted` takes, or none.
+    fn cgroup(name: &str, wanted: impl Fn(&Path) -> bool) -> Option<Cgroup> {
+        let hierarchies = Hierarchies::discover().ok()?;
+        let path = CgroupPath::Relative(PathBuf::from(format!("{name}-{}", std::process::id())));
+        let mut plan = Plan::new(&hierarchies, &path);
+        plan.directories.retain(|planned| wanted(&planned.path));
+        let cgroup = Cgroup::create(&plan, &[], &Default::default()).ok()?;
+        (!cgroup.directories.is_empty()).then_some(cgroup)
+    }
+
+    /// A process in `cgroup` that bears others as fast as it can, each of which does the same.
+    fn bomb(cgroup: &Cgroup) -> std::process::Child {
+        let script = "read x; bomb() { while :; do bomb & sleep 0.001; done; }; bomb";
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        cgroup.place(pid, false).unwrap();
+        drop(child.stdin.take());
+        child
+    }
+
+    fn dies_out(name: &str, wanted: impl Fn(&Path) -> bool) {
+        let Some(mut cgroup) = cgroup(name, wanted) else {
+            // Root and mounted hierarchies are what it takes; the tests of whole containers say so where CI has both.
+            eprintln!("skipped: no such cgroup can be made here");
+            return;
+        };
+        let mut child = bomb(&cgroup);
+        let directory = cgroup.directories[0].clone();
+        while count(&directory) < 20 {
+            std::thread::yield_now();
+        }
+        let killed = cgroup.kill_one_by_one();
+        let left = count(&directory);
+        // Whatever was found, nothing stays.
+        if left > 0 {
+            fs::write(directory.join("cgroup.kill"), "1").ok();
+        }
+        child.wait().unwrap();
+        cgroup.remove().unwrap();
+        assert!(killed.is_ok(), "{killed:?}");
+        assert_eq!(left, 0, "some have outrun it");
+    }
+
+    fn count(directory: &Path) -> usize {
+        let mut members = Vec::new();
+        members_below(directory, &mut members).unwrap();
+        members.len()
+    }
+
+    #[test]
+    fn a_fork_bomb_does_not_outrun_the_freezer_of_the_unified_hierarchy() {
+        dies_out("layerfs-bomb-unified", |path| path.parent().is_some_and(has_freezer));
+    }
+
+    fn has_freezer(parent: &Path) -> bool {
+        parent.join("cgroup.controllers").exists()
+    }
+
+    #[test]
+    fn a_fork_bomb_does_not_outrun_the_legacy_freezer() {
+        dies_out("layerfs-bomb-freezer", |path| path.starts_with("/sys/fs/cgroup/freezer"));
+    }
 }

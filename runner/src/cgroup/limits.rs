@@ -149,3 +149,109 @@ impl Files<'_> {
 pub(super) fn or_max(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory with the files of a unified cgroup, as a machine with all controllers has them.
+    fn unified(files: &[&str]) -> (tempfile::TempDir, Cgroup) {
+        let directory = tempfile::tempdir().unwrap();
+        for file in files.iter().chain(&["cgroup.events", "cgroup.procs"]) {
+            fs::write(directory.path().join(file), "").unwrap();
+        }
+        let cgroup = Cgroup::borrowed(&[directory.path().to_owned()]);
+        (directory, cgroup)
+    }
+
+    const ALL: [&str; 15] = [
+        "memory.max",
+        "memory.low",
+        "memory.swap.max",
+        "memory.current",
+        "cpu.weight",
+        "cpu.max",
+        "cpu.max.burst",
+        "cpu.idle",
+        "cpuset.cpus",
+        "cpuset.mems",
+        "pids.max",
+        "io.weight",
+        "io.max",
+        "hugetlb.2MB.max",
+        "rdma.max",
+    ];
+
+    #[test]
+    fn every_field_is_written_to_its_file_of_the_unified_hierarchy() {
+        let (directory, cgroup) = unified(&ALL);
+        let resources = |json: &str| serde_json::from_str::<LinuxResources>(json).unwrap();
+        let cases = [
+            (r#"{"memory":{"limit":1048576}}"#, "memory.max", "1048576"),
+            (r#"{"memory":{"limit":-1}}"#, "memory.max", "max"),
+            (r#"{"memory":{"limit":1048576,"swap":3145728}}"#, "memory.swap.max", "2097152"),
+            (r#"{"memory":{"limit":1048576,"swap":-1}}"#, "memory.swap.max", "max"),
+            (r#"{"memory":{"limit":1048576,"swap":1048576}}"#, "memory.swap.max", "0"),
+            (r#"{"memory":{"reservation":524288}}"#, "memory.low", "524288"),
+            (r#"{"cpu":{"shares":1024}}"#, "cpu.weight", "39"),
+            (r#"{"cpu":{"quota":20000,"period":50000}}"#, "cpu.max", "20000 50000"),
+            (r#"{"cpu":{"quota":-1}}"#, "cpu.max", "max 50000"),
+            (r#"{"cpu":{"burst":10000}}"#, "cpu.max.burst", "10000"),
+            (r#"{"cpu":{"idle":1}}"#, "cpu.idle", "1"),
+            (r#"{"cpu":{"cpus":"0-1","mems":"0"}}"#, "cpuset.cpus", "0-1"),
+            (r#"{"pids":{"limit":-1}}"#, "pids.max", "max"),
+            (r#"{"pids":{"limit":20}}"#, "pids.max", "20"),
+            (r#"{"blockIO":{"weight":10}}"#, "io.weight", "default 1"),
+            (
+                r#"{"blockIO":{"weightDevice":[{"major":8,"minor":0,"weight":1000}]}}"#,
+                "io.weight",
+                "8:0 10000",
+            ),
+            (
+                r#"{"blockIO":{"throttleWriteIOPSDevice":[{"major":8,"minor":16,"rate":400}]}}"#,
+                "io.max",
+                "8:16 wiops=400",
+            ),
+            (
+                r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":16,"rate":0}]}}"#,
+                "io.max",
+                "8:16 rbps=max",
+            ),
+            (r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#, "hugetlb.2MB.max", "4194304"),
+            (
+                r#"{"rdma":{"mlx5_0":{"hcaHandles":3,"hcaObjects":9}}}"#,
+                "rdma.max",
+                "mlx5_0 hca_handle=3 hca_object=9",
+            ),
+            (r#"{"unified":{"memory.low":"77"}}"#, "memory.low", "77"),
+        ];
+        for (json, file, expected) in cases {
+            set(&cgroup, &resources(json)).unwrap();
+            let found = fs::read_to_string(directory.path().join(file)).unwrap();
+            assert_eq!(found, expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn what_the_unified_hierarchy_cannot_do_names_the_field() {
+        let (directory, cgroup) = unified(&ALL);
+        fs::write(directory.path().join("memory.current"), "9000000\n").unwrap();
+        let (_bare, without) = unified(&[]);
+        let cases = [
+            (&cgroup, r#"{"memory":{"limit":1048576,"checkBeforeUpdate":true}}"#, "memory.limit"),
+            (&cgroup, r#"{"memory":{"limit":1048576,"swap":1000}}"#, "memory.swap"),
+            (&cgroup, r#"{"memory":{"disableOOMKiller":true}}"#, "memory.disableOOMKiller"),
+            (&cgroup, r#"{"cpu":{"realtimeRuntime":1000}}"#, "cpu.realtimeRuntime"),
+            (&cgroup, r#"{"hugepageLimits":[{"pageSize":"../x","limit":1}]}"#, "hugepageLimits[0].pageSize"),
+            (&cgroup, r#"{"unified":{"cgroup.procs":"1"}}"#, r#"unified["cgroup.procs"]"#),
+            (&without, r#"{"pids":{"limit":1}}"#, "pids.limit"),
+            (&without, r#"{"memory":{"limit":1048576}}"#, "memory.limit"),
+            (&without, r#"{"blockIO":{"weight":10}}"#, "blockIO.weight"),
+            (&without, r#"{"rdma":{"mlx5_0":{"hcaHandles":3}}}"#, "rdma.mlx5_0"),
+        ];
+        for (cgroup, json, field) in cases {
+            let error = set(cgroup, &serde_json::from_str(json).unwrap()).unwrap_err();
+            assert_eq!(error.field, format!("linux.resources.{field}"), "{json}");
+        }
+    }
+}

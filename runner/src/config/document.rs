@@ -1,5 +1,6 @@
 //! Reading the document: what is not valid JSON of its kind is told with the field's name.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,11 +65,36 @@ fn read_file(path: &Path) -> Result<Vec<u8>, DocumentError> {
     fs::read(path).map_err(failed)
 }
 
+/// The specification's spelling of two flags of schedulers, and the one that the types understand.
+const SCHEDULER_FLAGS: [(&str, &str); 2] =
+    [("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"), ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_DLOVERRUN")];
+
+/// `text`, with flags of schedulers as the types spell them. Documents without such flags are not looked at.
+fn respelled(text: &[u8]) -> Cow<'_, [u8]> {
+    let mark = b"SCHED_FLAG_";
+    if !text.windows(mark.len()).any(|part| part == mark) {
+        return text.into();
+    }
+    // What is no JSON is told as it was written.
+    let Ok(mut document) = serde_json::from_slice::<serde_json::Value>(text) else { return text.into() };
+    for pointer in ["/process/scheduler/flags", "/scheduler/flags"] {
+        for flag in document.pointer_mut(pointer).and_then(|flags| flags.as_array_mut()).into_iter().flatten()
+        {
+            if let Some((_, known)) = SCHEDULER_FLAGS.iter().find(|(spelling, _)| flag == spelling) {
+                *flag = (*known).into();
+            }
+        }
+    }
+    serde_json::to_vec(&document).map_or(text.into(), Cow::from)
+}
+
 /// The document that `text` is.
 ///
 /// # Errors
 /// The field that is wrong.
 pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigError> {
+    let text = respelled(text);
+    let text = text.as_ref();
     serde_json::from_slice(text).map_err(|error| {
         // Slower, and only needed to say where.
         let mut reader = serde_json::Deserializer::from_slice(text);

@@ -2,14 +2,17 @@
 
 use std::path::{Component, Path};
 
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxDevice, LinuxDeviceType, LinuxMemoryPolicy, LinuxPersonalityDomain, MemoryPolicyFlagType,
+    MemoryPolicyModeType, Spec,
+};
 
 use super::default_spec;
 use super::hooks::Hooks;
 use super::id_map::IdMap;
 use super::mounts::{MountConfig, check_inside, propagation_word};
-use super::process_spec::process;
-use super::{CgroupPath, Choice, Config, ConfigError, Device};
+use super::process_spec::{number_list, process};
+use super::{CgroupPath, Choice, Config, ConfigError, Device, MemoryPolicy, NetDevice};
 use crate::namespaces::Namespaces;
 use crate::seccomp;
 
@@ -54,6 +57,8 @@ impl Config {
             sysctl: linux.sysctl().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
             seccomp: linux.seccomp().as_ref().map(seccomp::compile).transpose()?,
             personality: personality(linux)?,
+            net_devices: net_devices(linux, namespaces)?,
+            memory_policy: linux.memory_policy().as_ref().map(memory_policy).transpose()?,
             resources: linux.resources().clone().unwrap_or_default(),
             cgroup: linux.cgroups_path().as_deref().map(cgroup_path).transpose()?.flatten(),
             hooks: Hooks::from_spec(spec)?,
@@ -226,8 +231,6 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), ConfigError> {
     refused("zos", spec.zos().is_some())?;
     let Some(linux) = spec.linux() else { return Ok(()) };
     refused("linux.intelRdt", linux.intel_rdt().is_some())?;
-    refused("linux.memoryPolicy", linux.memory_policy().is_some())?;
-    refused("linux.netDevices", linux.net_devices().as_ref().is_some_and(|list| !list.is_empty()))?;
     if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
         super::process_spec::require_selinux("linux.mountLabel")?;
     }
@@ -270,6 +273,67 @@ fn personality(linux: &Linux) -> Result<Option<u64>, ConfigError> {
         LinuxPersonalityDomain::PerLinux => 0,
         LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
     }))
+}
+
+/// Names as the kernel takes them (`dev_valid_name`), with a namespace of the container's own to move them to.
+fn net_devices(linux: &Linux, namespaces: Namespaces) -> Result<Vec<NetDevice>, ConfigError> {
+    let mut devices = Vec::new();
+    for (name, device) in linux.net_devices().iter().flatten() {
+        let field = format!("linux.netDevices[{name:?}]");
+        let inside =
+            device.name().clone().filter(|inside| !inside.is_empty()).unwrap_or_else(|| name.clone());
+        for (field, name) in [(field.clone(), name), (format!("{field}.name"), &inside)] {
+            let is_valid = (1..=15).contains(&name.len())
+                && name != "."
+                && name != ".."
+                && !name
+                    .contains(|letter: char| matches!(letter, '/' | ':' | '\0') || letter.is_whitespace());
+            if !is_valid {
+                return Err(ConfigError::new(field, format!("{name:?} is no name of an interface")));
+            }
+        }
+        // A namespace that is joined is another's, who may have no use for it.
+        if !namespaces.contains(Namespaces::NETWORK) {
+            return Err(ConfigError::new(field, "needs a new network namespace"));
+        }
+        devices.push(NetDevice { name: name.clone(), inside });
+    }
+    devices.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut names: Vec<_> = devices.iter().map(|device| &device.inside).collect();
+    names.sort();
+    names.dedup();
+    if names.len() < devices.len() {
+        return Err(ConfigError::new("linux.netDevices", "two interfaces would have the same name"));
+    }
+    Ok(devices)
+}
+
+/// Numbers of linux/mempolicy.h. The kernel decides which of them go together.
+fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<MemoryPolicy, ConfigError> {
+    let mode = match policy.mode() {
+        MemoryPolicyModeType::MpolDefault => 0,
+        MemoryPolicyModeType::MpolPreferred => 1,
+        MemoryPolicyModeType::MpolBind => 2,
+        MemoryPolicyModeType::MpolInterleave => 3,
+        MemoryPolicyModeType::MpolLocal => 4,
+        MemoryPolicyModeType::MpolPreferredMany => 5,
+        MemoryPolicyModeType::MpolWeightedInterleave => 6,
+    };
+    let flags = policy.flags().iter().flatten().fold(0, |bits, flag| {
+        bits | match flag {
+            MemoryPolicyFlagType::MpolFNumaBalancing => 1 << 13,
+            MemoryPolicyFlagType::MpolFRelativeNodes => 1 << 14,
+            MemoryPolicyFlagType::MpolFStaticNodes => 1 << 15,
+        }
+    });
+    let nodes = match policy.nodes().as_deref() {
+        None | Some("") => Vec::new(),
+        Some(text) => number_list(text).ok_or_else(|| {
+            let problem = format!("{text:?} is not a list of nodes such as 0-3,7");
+            ConfigError::new("linux.memoryPolicy.nodes", problem)
+        })?,
+    };
+    Ok(MemoryPolicy { mode: mode | flags, nodes })
 }
 
 fn device(device: &LinuxDevice, field: &str) -> Result<Device, ConfigError> {

@@ -139,17 +139,27 @@ fn label(
 
 /// Refuses a profile where the kernel has no AppArmor: the container would run unconfined.
 fn require_apparmor(field: &str) -> Result<(), ConfigError> {
-    match Path::new("/sys/kernel/security/apparmor").is_dir() || Path::new("/sys/module/apparmor").is_dir() {
+    match has_apparmor() {
         true => Ok(()),
-        false => Err(ConfigError::new(field, "this kernel has no AppArmor")),
+        false => Err(ConfigError::new(field, "this kernel has no AppArmor, or it is switched off")),
     }
+}
+
+/// The kernel has AppArmor, and it is switched on.
+pub(crate) fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with(b"Y"))
+}
+
+/// The kernel has SELinux, and it is switched on.
+pub(crate) fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 /// Refuses a label where the kernel has no SELinux.
 pub(super) fn require_selinux(field: &str) -> Result<(), ConfigError> {
-    match Path::new("/sys/fs/selinux/enforce").exists() {
+    match has_selinux() {
         true => Ok(()),
-        false => Err(ConfigError::new(field, "this kernel has no SELinux")),
+        false => Err(ConfigError::new(field, "this kernel has no SELinux, or it is switched off")),
     }
 }
 
@@ -220,7 +230,7 @@ fn affinity(process: &oci_spec::runtime::Process) -> Result<Affinity, ConfigErro
     let Some(affinity) = process.exec_cpu_affinity() else { return Ok((None, None)) };
     let cpus = |text: &Option<String>, name: &str| match text.as_deref() {
         None | Some("") => Ok(None),
-        Some(text) => cpu_list(text).map(Some).ok_or_else(|| {
+        Some(text) => number_list(text).map(Some).ok_or_else(|| {
             let field = format!("process.execCPUAffinity.{name}");
             ConfigError::new(field, format!("{text:?} is not a list of CPUs such as 0-3,7"))
         }),
@@ -228,18 +238,18 @@ fn affinity(process: &oci_spec::runtime::Process) -> Result<Affinity, ConfigErro
     Ok((cpus(affinity.initial(), "initial")?, cpus(affinity.cpu_affinity_final(), "final")?))
 }
 
-/// `0-3,7` as numbers.
-fn cpu_list(text: &str) -> Option<Vec<usize>> {
-    let mut cpus = Vec::new();
+/// `0-3,7` as numbers, of CPUs or of NUMA nodes, each below 1024.
+pub(super) fn number_list(text: &str) -> Option<Vec<usize>> {
+    let mut numbers = Vec::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (first.trim().parse().ok()?, last.trim().parse::<usize>().ok()?);
         if first > last || last >= 1024 {
             return None;
         }
-        cpus.extend(first..=last);
+        numbers.extend(first..=last);
     }
-    Some(cpus)
+    Some(numbers)
 }
 
 #[cfg(test)]
@@ -265,6 +275,29 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_schedulers_are_spelled_as_in_the_specification() {
+        let all = [
+            "SCHED_FLAG_RESET_ON_FORK",
+            "SCHED_FLAG_RECLAIM",
+            "SCHED_FLAG_DL_OVERRUN",
+            "SCHED_FLAG_KEEP_POLICY",
+            "SCHED_FLAG_KEEP_PARAMS",
+            "SCHED_FLAG_UTIL_CLAMP_MIN",
+            "SCHED_FLAG_UTIL_CLAMP_MAX",
+        ];
+        for (place, flag) in all.iter().enumerate() {
+            let json = format!(
+                r#"{{"cwd":"/","args":["{flag}"],"user":{{"uid":0,"gid":0}},
+                     "scheduler":{{"policy":"SCHED_OTHER","flags":["{flag}"]}}}}"#
+            );
+            let spec = crate::config::document::parse(json.as_bytes()).unwrap();
+            let process = Process::from_spec(&spec).unwrap();
+            assert_eq!(process.scheduler.unwrap().flags, 1 << place, "{flag}");
+            assert_eq!(process.args[0].to_str(), Ok(*flag), "what is no flag stays as it is");
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         for (json, field) in [
             (r#"{"ioPriority":{"class":"IOPRIO_CLASS_BE","priority":8}}"#, "process.ioPriority.priority"),
@@ -280,9 +313,9 @@ mod tests {
     }
 
     #[test]
-    fn cpu_lists() {
-        assert_eq!(cpu_list("0-2,7"), Some(vec![0, 1, 2, 7]));
-        assert_eq!(cpu_list("2-1"), None);
-        assert_eq!(cpu_list("x"), None);
+    fn lists_of_numbers() {
+        assert_eq!(number_list("0-2,7"), Some(vec![0, 1, 2, 7]));
+        assert_eq!(number_list("2-1"), None);
+        assert_eq!(number_list("x"), None);
     }
 }

@@ -7,12 +7,13 @@ use rustix::fs::OFlags;
 
 use crate::config::Config;
 use crate::namespaces::Namespaces;
+use crate::network::devices::Devices;
 use crate::rootfs::{self, resolve};
 use crate::step::{Doing, StepError};
 use crate::{network, sys};
 
 /// Names, loopback, sysctl, masks, working directory.
-pub(super) fn prepare(root: &OwnedFd, config: &Config) -> Result<(), StepError> {
+pub(super) fn prepare(root: &OwnedFd, config: &Config, devices: &Devices) -> Result<(), StepError> {
     if let Some(name) = &config.hostname {
         rustix::system::sethostname(name.as_encoded_bytes()).doing(|| format!("set host name {name:?}"))?;
     }
@@ -22,6 +23,7 @@ pub(super) fn prepare(root: &OwnedFd, config: &Config) -> Result<(), StepError> 
     }
     if config.namespaces.contains(Namespaces::NETWORK) {
         network::bring_loopback_up()?;
+        devices.bring_up()?;
     }
     if let Some(persona) = config.personality {
         sys::process::set_personality(persona).doing(|| "set linux.personality".into())?;

@@ -1,6 +1,6 @@
 //! Executing a program in a container that runs.
 //!
-//! One fork, as the runtime's child: into the container's cgroup first, then into all its namespaces in one `setns`
+//! One fork, as the runtime's child (two where this process could not leave the container's pid namespace again): into the container's cgroup first, then into all its namespaces in one `setns`
 //! by the descriptor of its first process. Until the program runs, nothing in the container may look at the child.
 
 use std::convert::Infallible;
@@ -16,11 +16,12 @@ use rustix::thread::CpuSet;
 use super::console::Terminal;
 use super::identity::{self, Labels, confine, find_program};
 use super::init::{At, expect, expect_start, leave_parent, open_root};
+use super::join::{bear_sibling, can_return_to_pid_namespace};
 use super::parent::{Container, CreateError, Stdio};
 use super::{environment, program};
 use crate::cgroup::Cgroup;
 use crate::channel::{Channel, Failure, Message, Stage};
-use crate::config::{Config, Process};
+use crate::config::{Config, MemoryPolicy, Process};
 use crate::namespaces::{ALL, Namespaces};
 use crate::seccomp::Seccomp;
 use crate::step::{Doing, StepError};
@@ -40,6 +41,8 @@ pub struct Execution<'a> {
     pub cgroup: &'a Cgroup,
     /// So many descriptors from 3 on are handed on.
     pub preserve_fds: u32,
+    /// `linux.memoryPolicy` of the container.
+    pub memory_policy: Option<&'a MemoryPolicy>,
     /// Share the caller's session keyring.
     pub no_new_keyring: bool,
 }
@@ -63,7 +66,10 @@ pub fn execute(execution: &Execution<'_>, stdio: Stdio, config: &Config) -> Resu
     if let Some(cpus) = &execution.process.exec_affinity.0 {
         set_affinity(cpus)?;
     }
-    if own.is_some() {
+    // The child is seen from inside from its first moment, and is as this process is.
+    identity::forbid_looking()?;
+    let is_staged = own.is_some() && !can_return_to_pid_namespace();
+    if own.is_some() && !is_staged {
         // Children only: this process stays where it is.
         sys::process::set_namespaces(pidfd, Namespaces::PID.bits()).map_err(CreateError::Fork)?;
     }
@@ -74,30 +80,27 @@ pub fn execute(execution: &Execution<'_>, stdio: Stdio, config: &Config) -> Resu
         result => (result, birth.cgroup.is_some()),
     };
     let (pid, child) = match forked.map_err(CreateError::Fork)? {
-        Forked::Child => run(execution, namespaces, &stdio, &theirs),
+        Forked::Child => run(execution, namespaces, &stdio, &theirs, is_staged),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs);
-    if let Some(own) = own {
+    if let Some(own) = own.filter(|_| !is_staged) {
         leave_pid_namespace(&own).map_err(CreateError::Fork)?;
     }
     let mut container = Container::of_process(pid, child, ours);
+    if is_staged {
+        container.await_birth(config)?;
+    }
+    let pid = container.pid();
     execution.cgroup.place(pid, is_born)?;
     container.placed()?;
     container.await_ready(config, &|_| Vec::new())?;
     Ok(container)
 }
 
-/// Children are born where this process is again. An ordinary user may not go back to a namespace of the machine's: then
-/// later children of this process are born in the container's too.
+/// Children are born where this process is again.
 pub(super) fn leave_pid_namespace(own: &fs::File) -> io::Result<()> {
-    match sys::process::set_namespaces(own, Namespaces::PID.bits()) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            tracing::debug!("this process's later children are born in the container's pid namespace");
-            Ok(())
-        }
-        result => result,
-    }
+    sys::process::set_namespaces(own, Namespaces::PID.bits())
 }
 
 /// The namespaces in which that process is and this one is not.
@@ -123,9 +126,16 @@ fn set_affinity(cpus: &[usize]) -> Result<(), StepError> {
     rustix::thread::sched_setaffinity(None, &set).doing(|| format!("run on CPUs {cpus:?}"))
 }
 
-fn run(execution: &Execution<'_>, namespaces: Namespaces, stdio: &Stdio, channel: &Channel) -> ! {
+/// Everything from here on happens in the child.
+fn run(
+    execution: &Execution<'_>,
+    namespaces: Namespaces,
+    stdio: &Stdio,
+    channel: &Channel,
+    is_staged: bool,
+) -> ! {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let Err(failure) = become_program(execution, namespaces, stdio, channel);
+        let Err(failure) = become_program(execution, namespaces, stdio, channel, is_staged);
         // Without a parent there is nobody to tell.
         channel.send(&Message::Failed(failure), None).ok();
     }));
@@ -138,11 +148,16 @@ fn become_program(
     namespaces: Namespaces,
     stdio: &Stdio,
     channel: &Channel,
+    is_staged: bool,
 ) -> Result<Infallible, Failure> {
     let process = execution.process;
     let (_, pidfd) = execution.target;
     rustix::thread::set_name(c"layerfs:exec").ok();
     leave_parent(stdio, execution.preserve_fds, &[channel.as_fd(), pidfd]).at(Stage::Namespaces)?;
+    let mut wanted = namespaces.difference(Namespaces::PID);
+    if is_staged {
+        bear_inside(execution, &mut wanted, channel).at(Stage::Namespaces)?;
+    }
     rustix::process::setsid().doing(|| "begin a session".into()).at(Stage::Namespaces)?;
     if !execution.no_new_keyring {
         // As in init: where it cannot be, the default filter refuses what would use the shared one.
@@ -152,7 +167,6 @@ fn become_program(
     if let Some(cpus) = &process.exec_affinity.1 {
         set_affinity(cpus).at(Stage::Cgroup)?;
     }
-    let wanted = namespaces.difference(Namespaces::PID);
     if !wanted.is_empty() {
         sys::process::set_namespaces(pidfd, wanted.bits())
             .doing(|| "join the container's namespaces".into())
@@ -177,6 +191,7 @@ fn become_program(
     if namespaces.contains(Namespaces::USER) {
         become_namespace_root().at(Stage::Privileges)?;
     }
+    identity::set_memory_policy(execution.memory_policy).at(Stage::Privileges)?;
     identity::become_user(process).at(Stage::Privileges)?;
     let path = find_program(process)?;
     channel
@@ -197,6 +212,28 @@ fn become_program(
         words: format!("program {:?}: {error}", path.to_string_lossy()),
         errno: error.raw_os_error(),
     })
+}
+
+/// Runs in the process in between: enters the pid namespace, and bears the one that becomes the program, which is the
+/// runtime's child. Returns in that. What has been entered on the way is taken from `wanted`.
+fn bear_inside(
+    execution: &Execution<'_>,
+    wanted: &mut Namespaces,
+    channel: &Channel,
+) -> Result<(), StepError> {
+    let words = || "join the container's pid namespace".to_owned();
+    let (_, pidfd) = execution.target;
+    match sys::process::set_namespaces(pidfd, Namespaces::PID.bits()) {
+        // It takes rights that its user namespace gives.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) && wanted.contains(Namespaces::USER) => {
+            let both = Namespaces::PID | Namespaces::USER;
+            sys::process::set_namespaces(pidfd, both.bits()).doing(words)?;
+            wanted.remove(Namespaces::USER);
+            identity::forbid_looking()?;
+        }
+        result => result.doing(words)?,
+    }
+    bear_sibling(Birth { as_sibling: true, ..Birth::default() }, channel).doing(words)
 }
 
 /// The ids of the machine mean nothing in the container's user namespace; its root, where it has one, may do the rest.

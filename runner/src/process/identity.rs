@@ -13,7 +13,7 @@ use rustix::thread::CapabilitySets;
 
 use super::program;
 use crate::channel::{Channel, Failure, Message, Stage};
-use crate::config::{Process, Rlimit};
+use crate::config::{MemoryPolicy, Process, Rlimit};
 use crate::rootfs::resolve;
 use crate::seccomp::Seccomp;
 use crate::step::{Doing, StepError};
@@ -47,6 +47,14 @@ pub(super) fn become_user(process: &Process) -> Result<(), StepError> {
     forbid_looking()?;
     rustix::process::umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022)));
     enter_working_directory(&process.cwd)
+}
+
+/// `linux.memoryPolicy`, where there is one.
+pub(super) fn set_memory_policy(policy: Option<&MemoryPolicy>) -> Result<(), StepError> {
+    match policy {
+        Some(policy) => sys::process::set_memory_policy(policy).doing(|| "set linux.memoryPolicy".into()),
+        None => Ok(()),
+    }
 }
 
 /// Other processes of the container may look at nothing here until the program runs.

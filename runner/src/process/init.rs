@@ -20,6 +20,7 @@ use crate::cgroup::Hierarchies;
 use crate::channel::{Channel, Failure, FailureKind, Message, Received, Stage};
 use crate::config::Config;
 use crate::namespaces::Namespaces;
+use crate::network::devices::Devices;
 use crate::rootfs::{self, Prepared, Surroundings};
 use crate::step::{Doing, StepError};
 use crate::{hooks, sys};
@@ -33,6 +34,7 @@ pub(super) struct Inheritance<'a> {
     pub(super) hierarchies: &'a Hierarchies,
     pub(super) prepared: &'a Prepared,
     pub(super) openings: &'a Openings,
+    pub(super) devices: &'a Devices,
     pub(super) stdio: Stdio,
     pub(super) channel: Channel,
     /// A socket on which the order to start comes, when the parent does not stay for it.
@@ -127,7 +129,7 @@ fn become_program(
     rootfs::enter_root(&root, config).at(Stage::Pivot)?;
     // Without a pivot, what was opened as the root is below what it is now.
     let root = open_root().at(Stage::Pivot)?;
-    environment::prepare(&root, config).at(Stage::Environment)?;
+    environment::prepare(&root, config, inheritance.devices).at(Stage::Environment)?;
     let labels = Labels::open(&root, &config.process).at(Stage::Privileges)?;
     drop(root);
 
@@ -135,6 +137,7 @@ fn become_program(
         Some(terminal) => Some(terminal.make_controlling().at(Stage::Terminal)?),
         None => None,
     };
+    identity::set_memory_policy(config.memory_policy.as_ref()).at(Stage::Privileges)?;
     identity::become_user(&config.process).at(Stage::Privileges)?;
     // Changing the user has cleared it.
     die_with(inheritance.listener.is_some()).at(Stage::Privileges)?;

@@ -1,7 +1,8 @@
 //! Namespaces that exist already, and the process between parent and init that some combinations need.
 //!
-//! Usually init is born in all its new namespaces at once. Two things want a process in between: a user namespace that
-//! is joined (what is new must belong to it), and a new time namespace (its clocks are set before anybody is in it).
+//! Usually init is born in all its new namespaces at once. Three things want a process in between: a user namespace that
+//! is joined (what is new must belong to it), a new time namespace (its clocks are set before anybody is in it), and a pid
+//! namespace that is joined where this process could not leave it again.
 //! With a new user namespace, what is joined belongs to the machine and is entered before it.
 
 use std::fs::File;
@@ -70,6 +71,15 @@ pub(super) fn is_staged(config: &Config, openings: &Openings) -> bool {
     openings.has(Namespaces::USER)
         || config.namespaces.contains(Namespaces::TIME)
         || (config.namespaces.contains(Namespaces::USER) && !openings.0.is_empty())
+        || (openings.has(Namespaces::PID) && !can_return_to_pid_namespace())
+}
+
+/// True when this process, having had its children born in another pid namespace, can have later ones born in its own
+/// again: root of the machine can, root of a user namespace that engines make for ordinary users cannot.
+pub(super) fn can_return_to_pid_namespace() -> bool {
+    // Going where one is asks for the same rights, and changes nothing.
+    File::open("/proc/self/ns/pid")
+        .is_ok_and(|own| sys::process::set_namespaces(own, Namespaces::PID.bits()).is_ok())
 }
 
 /// Runs in the process in between: enters, and bears init, which is the parent's child. Returns in init.
@@ -103,7 +113,12 @@ pub(super) fn bear(
         }
     }
     let birth = Birth { namespaces: new.at_birth(), cgroup, as_sibling: true };
-    match sys::process::fork(birth).doing(|| "make the first process in new namespaces".into())? {
+    bear_sibling(birth, channel).doing(|| "make the first process in new namespaces".into())
+}
+
+/// Has a child born that is the parent's, tells the parent, and ends. Returns in the child.
+pub(super) fn bear_sibling(birth: Birth<'_>, channel: &Channel) -> io::Result<()> {
+    match sys::process::fork(birth)? {
         Forked::Child => Ok(()),
         Forked::Parent { pid, pidfd } => {
             let message = Message::Born { pid: pid.as_raw_nonzero().get() };

@@ -15,8 +15,9 @@ use crate::channel::{Channel, Failure, FailureKind, Message};
 use crate::config::Config;
 use crate::hooks;
 use crate::namespaces::Namespaces;
+use crate::network::devices::Devices;
 use crate::rootfs::Prepared;
-use crate::step::StepError;
+use crate::step::{Doing, StepError};
 use crate::sys;
 use crate::sys::process::{Birth, Forked};
 
@@ -200,6 +201,7 @@ impl Container {
         }
         let openings = Openings::new(config)?;
         let prepared = Prepared::new(config)?;
+        let devices = Devices::find(&config.net_devices)?;
         let cgroup = match plan {
             Some(plan) => Some(Cgroup::create(plan, &config.device_rules, &config.resources)?),
             None => None,
@@ -221,6 +223,7 @@ impl Container {
             hierarchies,
             prepared: &prepared,
             openings: &openings,
+            devices: &devices,
             stdio,
             channel: theirs,
             listener,
@@ -244,6 +247,7 @@ impl Container {
         if let Some(cgroup) = &container.cgroup {
             cgroup.place(container.pid, is_born)?;
         }
+        container.take_devices(&devices)?;
         container.say(&Message::Placed)?;
         container.await_ready(&config, state)?;
         if let Some(Outliving { record, .. }) = outliving {
@@ -274,13 +278,23 @@ impl Container {
         }
     }
 
+    /// Moves interfaces of the machine to the network namespace that the first process was born in.
+    fn take_devices(&self, devices: &Devices) -> Result<(), CreateError> {
+        if devices.is_empty() {
+            return Ok(());
+        }
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.pid.as_raw_nonzero()))
+            .doing(|| "open the container's network namespace".into())?;
+        Ok(devices.move_to(namespace.as_fd())?)
+    }
+
     /// It is where it belongs.
     pub(super) fn placed(&self) -> Result<(), CreateError> {
         self.say(&Message::Placed)
     }
 
     /// The process in between bears the first process, and ends.
-    fn await_birth(&mut self, config: &Config) -> Result<(), CreateError> {
+    pub(super) fn await_birth(&mut self, config: &Config) -> Result<(), CreateError> {
         loop {
             let received = self.channel.receive().map_err(CreateError::Channel)?;
             match received.message {

@@ -124,6 +124,7 @@ impl Runtime {
             target: (pid, pidfd.as_fd()),
             cgroup: &cgroup,
             preserve_fds: request.preserve_fds,
+            memory_policy: config.memory_policy.as_ref(),
             no_new_keyring: true,
         };
         let mut executed = execute(&execution, request.stdio, &config)?;

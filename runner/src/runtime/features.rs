@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use super::SPECIFICATION;
 use crate::config::mounts::known_words;
 use crate::namespaces::ALL;
-use crate::{capabilities, seccomp};
+use crate::{capabilities, config, seccomp};
 
-/// The document (specification, "Features Structure").
+/// The document (specification, "Features Structure"). What is `enabled` in it is what this program can do, whatever the
+/// kernel has ("irrelevant to the availability on the host"); what this kernel has is in the annotations.
 #[must_use]
 pub fn features() -> Value {
     let mut namespaces: Vec<_> = ALL.iter().map(|(_, _, name)| *name).collect();
@@ -52,8 +53,20 @@ pub fn features() -> Value {
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
+            "netDevices": {"enabled": true},
+            "memoryPolicy": {
+                "modes": [
+                    "MPOL_DEFAULT", "MPOL_BIND", "MPOL_INTERLEAVE", "MPOL_WEIGHTED_INTERLEAVE", "MPOL_PREFERRED",
+                    "MPOL_PREFERRED_MANY", "MPOL_LOCAL",
+                ],
+                "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"],
+            },
             "mountExtensions": {"idmap": {"enabled": true}},
         },
-        "annotations": {"org.opencontainers.runc.checkpoint.enabled": "false"},
+        "annotations": {
+            "org.opencontainers.runc.checkpoint.enabled": "false",
+            "org.layerfs.host.apparmor": config::has_apparmor().to_string(),
+            "org.layerfs.host.selinux": config::has_selinux().to_string(),
+        },
     })
 }

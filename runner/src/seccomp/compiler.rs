@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::architecture::X32_BIT;
 use crate::sys::seccomp::Instruction;
 
 /// `BPF_MAXINSNS` of linux/bpf_common.h.
@@ -20,9 +21,6 @@ const RETURN: u16 = 0x06;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENTS: u32 = 16;
-
-/// `__X32_SYSCALL_BIT`.
-const X32: u32 = 0x4000_0000;
 
 /// `SECCOMP_RET_*` with its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +67,8 @@ pub(super) struct Rule {
 #[derive(Debug)]
 pub(super) struct Section {
     pub(super) audit: u32,
-    pub(super) has_x32: bool,
+    /// Numbers with the bit of x32 are refused, whatever the rules say.
+    pub(super) refuses_x32: bool,
     /// By number; a call's rules in the order in which they are tried.
     pub(super) calls: BTreeMap<u32, Vec<Rule>>,
 }
@@ -79,9 +78,9 @@ pub(super) fn program(sections: &[Section], default: Answer) -> Option<Vec<Instr
     let mut program = vec![operation(LOAD, ARCHITECTURE)];
     for section in sections {
         let mut body = vec![operation(LOAD, NUMBER)];
-        if section.has_x32 {
+        if section.refuses_x32 {
             let x32 = if default.refuses() { default } else { Answer(libc::SECCOMP_RET_ERRNO | 38) };
-            body.push(jump(JUMP_AT_LEAST, X32, 0, 1));
+            body.push(jump(JUMP_AT_LEAST, X32_BIT, 0, 1));
             body.push(operation(RETURN, x32.0));
         }
         search(&mut body, &ranges(section, default))?;

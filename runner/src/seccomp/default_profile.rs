@@ -455,7 +455,8 @@ const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x0002_0000, 0x0002_0008, 0xffff_fff
 /// AF_VSOCK.
 const VSOCK: u64 = 40;
 
-/// The profile of a container that holds `capabilities`.
+/// The profile of a container that holds `capabilities`, for programs of `architecture` and its relatives: 32-bit ones on
+/// a 64-bit machine.
 #[must_use]
 pub fn default_profile(capabilities: &HashSet<Capability>, architecture: Arch) -> LinuxSeccomp {
     let mut rules = vec![allow(ALLOWED)];
@@ -479,7 +480,7 @@ pub fn default_profile(capabilities: &HashSet<Capability>, architecture: Arch) -
     profile
         .set_default_action(LinuxSeccompAction::ScmpActErrno)
         .set_default_errno_ret(Some(libc::EPERM.unsigned_abs()))
-        .set_architectures(Some(vec![architecture]))
+        .set_architectures(Some(super::architecture::with_relatives(architecture)))
         .set_syscalls(Some(rules));
     profile
 }

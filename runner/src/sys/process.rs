@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
-use crate::config::Scheduler;
+use crate::config::{MemoryPolicy, Scheduler};
 
 /// What [`fork_into`] returns, on either side.
 #[derive(Debug)]
@@ -248,6 +248,26 @@ pub(crate) fn set_scheduler(scheduler: &Scheduler) -> io::Result<()> {
     let attributes = Attributes { size, policy, flags, nice, priority, runtime, deadline, period };
     // SAFETY: the struct is live, names its own size, and is only read; 0 is the calling thread.
     let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets the NUMA policy of the calling thread and of what it starts.
+pub(crate) fn set_memory_policy(policy: &MemoryPolicy) -> io::Result<()> {
+    let bits = usize::BITS as usize;
+    let mut mask = vec![0_usize; policy.nodes.iter().max().map_or(0, |last| last / bits + 1)];
+    for node in &policy.nodes {
+        if let Some(word) = mask.get_mut(node / bits) {
+            *word |= 1 << (node % bits);
+        }
+    }
+    // The kernel leaves the last bit of the number it is given out.
+    let (pointer, count) = match mask.is_empty() {
+        true => (std::ptr::null(), 0),
+        false => (mask.as_ptr(), mask.len() * bits + 1),
+    };
+    // SAFETY: the kernel reads `count - 1` bits from the vector, which has as many and lives beyond the call, or
+    // nothing where the pointer is null.
+    let result = unsafe { libc::syscall(libc::SYS_set_mempolicy, policy.mode, pointer, count) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

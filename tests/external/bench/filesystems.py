@@ -57,7 +57,7 @@ FILESYSTEMS = [
     Filesystem("cached", "layerfs", "layerfs, io=cached", "io=cached,layer_index=off", "layerfs"),
     Filesystem("writeback", "layerfs", "layerfs, io=writeback", "io=writeback,layer_index=off", "layerfs"),
     Filesystem("passthru", "layerfs", "layerfs, io=passthrough", "io=passthrough,layer_index=off", "layerfs"),
-    Filesystem("indexed", "layerfs", "layerfs as it comes, lower layers with index", "", "layerfs", True),
+    Filesystem("indexed", "layerfs", "layerfs, lower layers with index that nobody changes", "layer_index=trusted", "layerfs", True),
 ]
 
 BY_KEY = {fs.key: fs for fs in FILESYSTEMS}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Adapter;
 use super::abi::InitFlags;
 use super::request::{Fields, Malformed};
-use crate::config::IoMode;
+use crate::config::{Config, IoMode};
 
 /// Names and attributes change only through the mount: the kernel may keep them as long as it likes.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -82,6 +82,7 @@ pub(super) fn negotiate(adapter: &Adapter, offer: &Offer) -> io::Result<Answer> 
                 "io=passthrough needs Linux 6.9 and CAP_SYS_ADMIN in the initial user namespace; use io=auto",
             ));
         }
+        IoMode::Auto if can_pass && passing_pays(settings) => IoMode::Passthrough,
         IoMode::Auto => IoMode::Cached,
         chosen => chosen,
     };
@@ -111,6 +112,13 @@ pub(super) fn negotiate(adapter: &Adapter, offer: &Offer) -> io::Result<Answer> 
         return Err(io::Error::other("the kernel introduced itself twice"));
     }
     Ok(Answer { wanted, stack_depth })
+}
+
+/// Whether passing files through is the better choice, where it is possible (docs/decisions/0005-io-modes.md): files of
+/// the upper are, and lower ones never, so without an upper it would only cost messages. The kernel moves the upper's
+/// own access times, which knows nothing of a mount without them.
+fn passing_pays(settings: &Config) -> bool {
+    settings.upper.is_some() && !settings.flags.noatime
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -38,11 +38,20 @@ const STUCK: u32 = 2;
 const QUIET: u32 = 20;
 /// Requests after which a caller is looked for again: it can move.
 const FOLLOW: u32 = 64;
+/// A caller on the leader's CPU has its next request ready when the leader comes back from the answer; one that took
+/// longer than this runs elsewhere, or does something else in between.
+const PROMPT: Duration = Duration::from_micros(8);
+/// Such requests in a row after which the caller is looked for.
+const APART: u32 = 4;
 /// Weight of a request of somebody else than the last time, and how much of it ends the leading.
 const FOREIGN: u32 = 3;
 const MANY_FOREIGN: u32 = 24;
-/// Requests before the next try after a leader was in the way.
+/// Requests before the next try after a leader was in the way; doubled each time that happens again, up to
+/// [`LONGEST_PAUSE`]: somebody competes for the CPUs.
 const PAUSE: i32 = 256;
+const LONGEST_PAUSE: i32 = 1 << 16;
+/// Requests after which a leader was good for something.
+const WORTHWHILE: u64 = 4096;
 /// Reads from here on are part of a stream that the kernel asks for ahead: they run beside the caller.
 const STREAM: u32 = 64 << 10;
 
@@ -66,6 +75,10 @@ pub(super) struct Near {
     progress: AtomicU64,
     /// The leader is answering, and may be `SCHED_IDLE`.
     answering: AtomicBool,
+    /// The pause after the next leader that is in the way.
+    pause: AtomicI32,
+    /// [`Self::progress`] when the leader began.
+    began: AtomicU64,
     /// True while one of those that rest watches.
     watched: Mutex<bool>,
     wake: Condvar,
@@ -89,6 +102,12 @@ struct Lead {
     requests: u32,
     foreign: u32,
     cpu: Option<usize>,
+    /// When the last answer was given.
+    answered: Option<Instant>,
+    /// Requests in a row that were not prompt.
+    apart: u32,
+    /// How many make the caller be looked for.
+    patience: u32,
 }
 
 /// Runs `send`, which wakes the caller: on this CPU, when this thread leads.
@@ -125,6 +144,8 @@ impl Near {
             leader: AtomicI32::new(0),
             progress: AtomicU64::new(0),
             answering: AtomicBool::new(false),
+            pause: AtomicI32::new(PAUSE),
+            began: AtomicU64::new(0),
             watched: Mutex::new(false),
             wake: Condvar::new(),
             device,
@@ -141,9 +162,10 @@ impl Near {
         if self.cpus.is_none() {
             return;
         }
-        if place.lead.is_some() {
+        if let Some(lead) = &mut place.lead {
             self.progress.fetch_add(1, Ordering::Release);
             if self.on.load(Ordering::Acquire) {
+                lead.answered = Some(Instant::now());
                 return;
             }
             self.step_down(place);
@@ -170,7 +192,13 @@ impl Near {
             if lead.caller == caller {
                 lead.requests += 1;
                 lead.foreign = lead.foreign.saturating_sub(1);
-                if lead.requests == 2 || lead.requests.is_multiple_of(FOLLOW) {
+                let prompt = lead.answered.is_none_or(|at| at.elapsed() < PROMPT);
+                lead.apart = if prompt { 0 } else { lead.apart + 1 };
+                if lead.apart >= lead.patience {
+                    lead.apart = 0;
+                    // A caller that was here all the time only takes its time.
+                    lead.patience = if self.follow(lead) { APART } else { FOLLOW };
+                } else if lead.requests == 2 || lead.requests.is_multiple_of(FOLLOW) {
                     self.follow(lead);
                 }
             } else {
@@ -203,30 +231,37 @@ impl Near {
             return;
         }
         self.streak.store(0, Ordering::Relaxed);
-        let mut lead = Lead { caller, requests: 1, foreign: 0, cpu: None };
+        let mut lead =
+            Lead { caller, requests: 1, foreign: 0, cpu: None, answered: None, apart: 0, patience: APART };
         // It has the request that made it the leader.
-        self.progress.fetch_or(1, Ordering::Release);
+        let began = self.progress.fetch_or(1, Ordering::Release);
+        self.began.store(began, Ordering::Relaxed);
         self.on.store(true, Ordering::Release);
         LEADS.set(Some(self.clone()));
         self.follow(&mut lead);
         place.lead = Some(lead);
     }
 
-    /// Moves to the caller's CPU.
-    fn follow(&self, lead: &mut Lead) {
-        let Some(cpu) = cpu_of(lead.caller) else { return self.leave(PAUSE, "the caller is not seen") };
+    /// Moves to the caller's CPU. True when that is another one than before.
+    fn follow(&self, lead: &mut Lead) -> bool {
+        let Some(cpu) = cpu_of(lead.caller) else {
+            self.leave(PAUSE, "the caller is not seen");
+            return false;
+        };
         if lead.cpu == Some(cpu) {
-            return;
+            return false;
         }
         let mut set = CpuSet::new();
         if cpu >= CpuSet::MAX_CPU || !self.cpus.is_some_and(|cpus| cpus.is_set(cpu)) {
-            return self.leave(PAUSE, "the caller's CPU is not for this process");
+            self.leave(PAUSE, "the caller's CPU is not for this process");
+            return false;
         }
         set.set(cpu);
         match rustix::thread::sched_setaffinity(None, &set) {
             Ok(()) => lead.cpu = Some(cpu),
             Err(_) => self.leave(PAUSE, "the CPU cannot be chosen"),
         }
+        true
     }
 
     /// Ends the leading: the others wake up at once, the leader sees it before its next request.
@@ -297,7 +332,8 @@ impl Near {
                 let has_request = now % 2 == 1;
                 if has_request && looks >= STUCK || looks >= QUIET {
                     // A caller that only thinks is no reason for a pause; one that waits in vain is.
-                    let pause = if has_request && self.requests_wait() { PAUSE } else { 0 };
+                    let in_vain = has_request && self.requests_wait();
+                    let pause = if in_vain { self.next_pause(now) } else { 0 };
                     tracing::debug!(pause, has_request, "no longer near");
                     self.streak.store(-pause, Ordering::Relaxed);
                     self.on.store(false, Ordering::Release);
@@ -310,6 +346,15 @@ impl Near {
         }
         drop(watched);
         self.free_leader();
+    }
+
+    /// How long to leave it be after a leader that was in the way at `progress`.
+    fn next_pause(&self, progress: u64) -> i32 {
+        // Two steps for each request.
+        let served = progress.saturating_sub(self.began.load(Ordering::Relaxed)) / 2;
+        let pause = if served >= WORTHWHILE { PAUSE } else { self.pause.load(Ordering::Relaxed) };
+        self.pause.store((pause * 2).min(LONGEST_PAUSE), Ordering::Relaxed);
+        pause
     }
 
     /// A leader that was in the middle of an answer has a policy under which it may not run for long.
@@ -410,6 +455,20 @@ mod tests {
         });
         assert_eq!(told.recv().unwrap().count(), all.count());
         leader.join().unwrap();
+    }
+
+    #[test]
+    fn pauses_grow_while_leaders_are_in_the_way_and_shrink_after_one_that_was_not() {
+        let device = Arc::new(Device::new(std::fs::File::open("/dev/null").unwrap().into()));
+        let near = Near::new(false, 1, device);
+        assert_eq!([near.next_pause(10), near.next_pause(10), near.next_pause(10)], [256, 512, 1024]);
+        for _ in 0..10 {
+            near.next_pause(10);
+        }
+        assert_eq!(near.next_pause(10), LONGEST_PAUSE);
+        assert_eq!(near.next_pause(2 * WORTHWHILE), PAUSE);
+        near.began.store(100, Ordering::Relaxed);
+        assert_eq!(near.next_pause(2 * WORTHWHILE), 2 * PAUSE, "it served less than it looks");
     }
 
     #[test]

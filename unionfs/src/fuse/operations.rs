@@ -141,7 +141,9 @@ fn dispatch(
                 reply.error(Errno::NOSYS);
                 return Ok(());
             }
-            let (options, caller) = (open_options(flags), request.caller());
+            let (mut options, caller) = (open_options(flags), request.caller());
+            // Later writes open the file again, which must be possible then.
+            options.lazy = a.may_reopen;
             a.run(node, options.write && !options.truncate, reply, move |a, reply| {
                 a.open(node, options, &caller, reply);
             });
@@ -285,7 +287,11 @@ pub(super) fn note(op: &'static str, error: &OpError) -> Errno {
 }
 
 pub(super) fn open_options(flags: i32) -> OpenOptions {
-    OpenOptions { write: flags & libc::O_ACCMODE != libc::O_RDONLY, truncate: flags & libc::O_TRUNC != 0 }
+    OpenOptions {
+        write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+        truncate: flags & libc::O_TRUNC != 0,
+        lazy: false,
+    }
 }
 
 fn reply_done(reply: Reply, op: &'static str, done: OpResult<()>) {

@@ -27,8 +27,13 @@ pub(crate) enum OpenMode {
     Cached,
     /// Through the page cache, whose pages are not: a passthrough write may have gone by them.
     CachedFresh,
-    /// Without a cache: the inode is passed through, but this open must come to us.
-    Direct,
+    /// Without a cache: the inode is passed through, but reads and writes of this open must come to us. The kernel
+    /// takes every open of such an inode for one more passthrough open, or refuses it (EIO, `fuse_file_io_open`);
+    /// `FOPEN_DIRECT_IO` goes before it for reads and writes, and a mapping is of the backing file.
+    Direct {
+        /// Also writes.
+        write: bool,
+    },
 }
 
 impl OpenMode {
@@ -36,8 +41,21 @@ impl OpenMode {
         match self {
             Self::Plain | Self::Cached => FopenFlags::KEEP_CACHE,
             Self::Passthrough { .. } | Self::CachedFresh => FopenFlags::empty(),
-            Self::Direct => FopenFlags::DIRECT_IO,
+            Self::Direct { .. } => FopenFlags::DIRECT_IO,
         }
+    }
+
+    /// The file is open for writing that may go by us.
+    pub(super) fn writes_by_kernel(self) -> bool {
+        matches!(self, Self::Passthrough { write: true } | Self::Direct { write: true })
+    }
+}
+
+impl Opens {
+    fn pass(&mut self, write: bool) {
+        self.passed += 1;
+        self.written |= write;
+        self.writing += u32::from(write);
     }
 }
 
@@ -81,14 +99,13 @@ impl Passthrough {
             };
             if let Some(backing) = backing {
                 opens.backing = Some(backing.clone());
-                opens.passed += 1;
-                opens.written |= write;
-                opens.writing += u32::from(write);
+                opens.pass(write);
                 return (OpenMode::Passthrough { write }, Some(backing));
             }
         }
         if opens.passed > 0 {
-            return (OpenMode::Direct, None);
+            opens.pass(write);
+            return (OpenMode::Direct { write }, opens.backing.clone());
         }
         opens.cached += 1;
         let mode = if std::mem::take(&mut opens.written) { OpenMode::CachedFresh } else { OpenMode::Cached };
@@ -99,7 +116,7 @@ impl Passthrough {
     pub(crate) fn release(&self, ino: u64, mode: OpenMode) {
         let Some(mut opens) = self.0.get_mut(&ino) else { return };
         match mode {
-            OpenMode::Passthrough { write } => {
+            OpenMode::Passthrough { write } | OpenMode::Direct { write } => {
                 opens.passed = opens.passed.saturating_sub(1);
                 opens.writing = opens.writing.saturating_sub(u32::from(write));
                 if opens.passed == 0 {
@@ -107,7 +124,7 @@ impl Passthrough {
                 }
             }
             OpenMode::Cached | OpenMode::CachedFresh => opens.cached = opens.cached.saturating_sub(1),
-            OpenMode::Plain | OpenMode::Direct => {}
+            OpenMode::Plain => {}
         }
         let unused = opens.passed == 0 && opens.cached == 0 && !opens.written;
         drop(opens);

@@ -77,9 +77,17 @@ impl LayerIndex {
     /// # Errors
     /// `File` (ENOENT when there is none), `NotAnIndex`, `Version`, `Damaged`, `Stale`, `Foreign`.
     pub fn open(path: &Path, tree_root: impl AsFd) -> Result<Self, IndexError> {
+        Self::open_as(path, tree_root, View::current()?)
+    }
+
+    /// As [`Self::open`], by a process known to see layers in this way: hundreds of layers are opened by one.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_as(path: &Path, tree_root: impl AsFd, view: View) -> Result<Self, IndexError> {
         let index = Self::open_unchecked(path)?;
-        index.check_view()?;
-        index.check_root(tree_root.as_fd())?;
+        index.check_view(view)?;
+        index.check_root(tree_root.as_fd(), view)?;
         Ok(index)
     }
 
@@ -88,8 +96,7 @@ impl LayerIndex {
     /// # Errors
     /// `File` (ENOENT when there is none), `NotAnIndex`, `Version`, `Damaged`.
     pub fn open_unchecked(path: &Path) -> Result<Self, IndexError> {
-        let file = open_regular(path)?;
-        let len = file.metadata().map_err(IndexError::file("read attributes of", path))?.len();
+        let (file, len) = open_regular(path)?;
         if len < format::MAGIC.len() as u64 {
             return Err(IndexError::NotAnIndex);
         }
@@ -114,8 +121,7 @@ impl LayerIndex {
         self.header.block_count()
     }
 
-    fn check_view(&self) -> Result<(), IndexError> {
-        let view = View::current()?;
+    fn check_view(&self, view: View) -> Result<(), IndexError> {
         if view.trusted_xattrs && !self.header.trusted_xattrs {
             return Err(IndexError::Foreign { what: "trusted xattrs could not be seen" });
         }
@@ -125,7 +131,7 @@ impl LayerIndex {
         Ok(())
     }
 
-    fn check_root(&self, tree_root: BorrowedFd<'_>) -> Result<(), IndexError> {
+    fn check_root(&self, tree_root: BorrowedFd<'_>, view: View) -> Result<(), IndexError> {
         let read_failed =
             |operation| move |source| IndexError::Tree { operation, path: Default::default(), source };
         let st = metadata::stat_at(tree_root, c"").map_err(read_failed("read attributes of"))?;
@@ -145,8 +151,11 @@ impl LayerIndex {
                 .map_err(read_failed("read xattrs of"))?;
             let xattrs = xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
             // Whoever cannot see `trusted.` xattrs can still use what the index says of the others.
-            let sees_trusted = View::current()?.trusted_xattrs;
-            if !recorded.xattrs()?.filter(|(n, _)| sees_trusted || !n.starts_with(b"trusted.")).eq(xattrs) {
+            if !recorded
+                .xattrs()?
+                .filter(|(n, _)| view.trusted_xattrs || !n.starts_with(b"trusted."))
+                .eq(xattrs)
+            {
                 return Err(IndexError::Stale { what: "xattrs" });
             }
         }
@@ -424,18 +433,15 @@ impl LayerIndex {
     }
 }
 
-/// A file that can be mapped. A fifo or device in its place must not be waited for.
-fn open_regular(path: &Path) -> Result<File, IndexError> {
+/// A file that can be mapped, and its length. A fifo or device in its place must not be waited for.
+fn open_regular(path: &Path) -> Result<(File, u64), IndexError> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = rustix::fs::open(path, flags, Mode::empty());
     let fd = fd.map_err(|e| IndexError::file("open", path)(e.into()))?;
     let file = File::from(fd);
-    if file.metadata().map_err(IndexError::file("read attributes of", path))?.is_file() {
-        Ok(file)
-    } else {
-        Err(IndexError::NotAnIndex)
-    }
+    let metadata = file.metadata().map_err(IndexError::file("read attributes of", path))?;
+    if metadata.is_file() { Ok((file, metadata.len())) } else { Err(IndexError::NotAnIndex) }
 }
 
 impl<'a> Entry<'a> {

@@ -18,7 +18,7 @@ const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 
 /// One way of seeing a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct View {
+pub(crate) struct View {
     /// Checksum of the id maps of the user namespace.
     pub(super) id_maps: u32,
     /// `trusted.` xattrs are visible.
@@ -30,7 +30,7 @@ static LAST_SEEN: Mutex<Option<(u64, u32)>> = Mutex::new(None);
 
 impl View {
     /// The calling thread's.
-    pub(super) fn current() -> Result<Self, IndexError> {
+    pub(crate) fn current() -> Result<Self, IndexError> {
         let namespace = rustix::fs::stat("/proc/thread-self/ns/user")
             .map_err(|source| IndexError::Namespace { what: "/proc/thread-self/ns/user", source })?
             .st_ino;

@@ -26,6 +26,29 @@ impl XattrSource for Target<'_> {
     }
 }
 
+/// The xattrs of an object whose names were listed once.
+pub(super) struct Listed<'a> {
+    source: &'a dyn XattrSource,
+    names: Vec<Vec<u8>>,
+}
+
+impl<'a> Listed<'a> {
+    /// Lists the names.
+    pub(super) fn new(source: &'a dyn XattrSource) -> Result<Self, Errno> {
+        Ok(Self { source, names: source.names()? })
+    }
+}
+
+impl XattrSource for Listed<'_> {
+    fn get(&self, name: &std::ffi::CStr) -> Result<Option<Vec<u8>>, Errno> {
+        self.source.get(name)
+    }
+
+    fn names(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        Ok(self.names.clone())
+    }
+}
+
 /// A name for system calls; names with NUL do not exist.
 pub fn c_name(name: &[u8]) -> Result<CString, Errno> {
     CString::new(name).map_err(|_| Errno::INVAL)

@@ -14,14 +14,14 @@ use parking_lot::RwLock;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::dir::{FdContext, LayerDir, LayerNo, UPPER, open_beneath, stat_fd};
-use super::mark_io::{dir_marks, override_stat};
+use super::mark_io::{Listed, dir_marks, override_stat};
 use super::upper::{self, Upper};
 use super::{Layers, Lower};
 use crate::attr::Attr;
 use crate::config::{Config, LowerSpec, MarkNamespace, UpperSpec};
 use crate::error::Errno;
 use crate::fdcache::FdCache;
-use crate::index::{LayerIndex, default_index_path};
+use crate::index::{self, IndexError, LayerIndex};
 use crate::marks::MarkNames;
 use crate::sys::xattr::Target;
 
@@ -126,9 +126,11 @@ impl Layers {
             }
             None => (None, read_names(config.marks)),
         };
+        let indexes = Indexes::new(&config);
         let mut lowers = Vec::with_capacity(opened.len());
         for (number, (spec, (fd, attr))) in config.lowers.iter().zip(opened).enumerate() {
-            lowers.push(open_lower(spec, number as LayerNo, fd, &attr, &config, &names, &fds)?);
+            let index = indexes.open(spec, &paths[number], &fd);
+            lowers.push(open_lower(spec, number as LayerNo, fd, &attr, index, &config, &names, &fds)?);
         }
         Ok(Self { lowers, upper, names, context: FdContext { fds, tree: RwLock::new(()) }, config })
     }
@@ -284,41 +286,63 @@ fn read_names(asked: MarkNamespace) -> MarkNames {
 /// linux/capability.h
 const CAP_SYS_ADMIN: u32 = 21;
 
+#[allow(clippy::too_many_arguments)]
 fn open_lower(
     spec: &LowerSpec,
     number: LayerNo,
     fd: OwnedFd,
     attr: &Attr,
+    index: Option<LayerIndex>,
     config: &Config,
     names: &MarkNames,
     fds: &FdCache,
 ) -> Result<Lower, StackError> {
     let error = open_error("lowerdir", &spec.path);
-    let marks = dir_marks(&Target::Fd(fd.as_fd()), names, true).map_err(&error)?;
-    let has_override = override_stat(&Target::Fd(fd.as_fd())).map_err(&error)?.is_some();
-    let index = if config.use_index && !config.volatile_lower { open_index(spec, &fd) } else { None };
+    let target = Target::Fd(fd.as_fd());
+    let xattrs = Listed::new(&target).map_err(&error)?;
+    let marks = dir_marks(&xattrs, names, true).map_err(&error)?;
+    let has_override = override_stat(&xattrs).map_err(&error)?.is_some();
     let index_root = index.as_ref().map(LayerIndex::root);
     Ok(Lower {
         path: spec.path.clone(),
         root: LayerDir::root(number, index_root, attr, marks.opaque, marks.flags, fds.count(fd)),
+        immutable: spec.immutable || config.trust_index && index.is_some(),
         index,
         index_bad: AtomicBool::new(false),
-        immutable: spec.immutable,
         override_stat: has_override,
         hard_links: OnceLock::new(),
     })
 }
 
-fn open_index(spec: &LowerSpec, root: &OwnedFd) -> Option<LayerIndex> {
-    let path = spec.index.clone().unwrap_or_else(|| default_index_path(&spec.path));
-    if spec.index.is_none() && !path.exists() {
-        return None;
+/// Opens the layers' indexes; what is the same for all of them is found out once.
+struct Indexes {
+    /// How this process sees layers; `None` where no index is wanted.
+    view: Option<Result<index::View, IndexError>>,
+}
+
+impl Indexes {
+    fn new(config: &Config) -> Self {
+        Self { view: (config.use_index && !config.volatile_lower).then(index::View::current) }
     }
-    match LayerIndex::open(&path, root) {
-        Ok(index) => Some(index),
-        Err(e) => {
-            tracing::warn!(layer = %spec.path.display(), index = %path.display(), "layer index not used: {e}");
-            None
+
+    /// The index of the layer at `resolved`, a path without symlinks, if there is one that can be used.
+    fn open(&self, spec: &LowerSpec, resolved: &Path, root: &OwnedFd) -> Option<LayerIndex> {
+        let path = spec.index.clone().unwrap_or_else(|| index::beside(resolved));
+        let opened = match self.view.as_ref()? {
+            Ok(view) => LayerIndex::open_as(&path, root, *view),
+            Err(e) => {
+                tracing::warn!("no layer index used: {e}");
+                return None;
+            }
+        };
+        match opened {
+            Ok(index) => Some(index),
+            // Most directories have none.
+            Err(IndexError::File { source: Errno::NOENT, .. }) if spec.index.is_none() => None,
+            Err(e) => {
+                tracing::warn!(layer = %spec.path.display(), index = %path.display(), "layer index not used: {e}");
+                None
+            }
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::mount::{MountFlags as Flags, UnmountFlags};
 
 use super::MountError;
@@ -187,42 +187,13 @@ fn receive_device(socket: &OwnedFd) -> io::Result<OwnedFd> {
     Err(io::Error::new(io::ErrorKind::UnexpectedEof, "fusermount3 passed no device"))
 }
 
-/// The device number of what is mounted on `target` now, from mountinfo: asking the mount itself would wait for an
-/// answer that nobody gives yet.
+/// The device number of what is mounted on `target` now. The kernel answers from what it knows itself: the mount may
+/// not be served yet, or not any more.
 fn mounted_minor(target: &Path) -> Option<u32> {
-    let text = std::fs::read("/proc/self/mountinfo").ok()?;
-    let wanted = target.as_os_str().as_bytes();
-    text.split(|b| *b == b'\n').rev().find_map(|line| {
-        let mut fields = line.split(|b| *b == b' ');
-        let dev = fields.nth(2)?;
-        let point = fields.nth(1)?;
-        if unescape(point) != wanted {
-            return None;
-        }
-        std::str::from_utf8(dev).ok()?.split_once(':')?.1.parse().ok()
-    })
-}
-
-/// mountinfo writes blank, tab, newline and backslash as `\ooo`.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut at = 0;
-    while let Some(&byte) = field.get(at) {
-        let octal = field
-            .get(at + 1..at + 4)
-            .filter(|d| byte == b'\\' && d.iter().all(|c| (b'0'..=b'7').contains(c)));
-        match octal {
-            Some(d) => {
-                plain.push((d[0] - b'0') << 6 | (d[1] - b'0') << 3 | (d[2] - b'0'));
-                at += 4;
-            }
-            None => {
-                plain.push(byte);
-                at += 1;
-            }
-        }
-    }
-    plain
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let known = rustix::fs::statx(rustix::fs::CWD, target, flags, StatxFlags::empty()).ok()?;
+    // Filesystems without a disk have minor numbers of major number 0.
+    (known.stx_dev_major == 0).then_some(known.stx_dev_minor)
 }
 
 /// Read-ahead of the mount in KiB; the protocol starts with 128.
@@ -260,16 +231,5 @@ impl Attached {
             }
             Err(e) => Err(e.into()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mountinfo_fields() {
-        assert_eq!(unescape(b"/a\\040b\\134c"), b"/a b\\c");
-        assert_eq!(unescape(b"/plain\\"), b"/plain\\");
     }
 }

@@ -304,7 +304,7 @@ impl Overlay {
         }
         {
             let mut place = node.place.write();
-            place.upper = Some(UpperObject { ino: real.ino, metacopy, has_origin, held });
+            place.upper = Some(Box::new(UpperObject { ino: real.ino, metacopy, has_origin, held }));
             place.lower = metacopy.then_some(data);
         }
         if !metacopy {

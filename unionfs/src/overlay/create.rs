@@ -185,11 +185,8 @@ impl Overlay {
     ) -> Arc<Node> {
         let kind = real.kind();
         let place = || {
-            let upper = (kind != Kind::Dir).then_some(UpperObject {
-                ino: real.ino,
-                metacopy: false,
-                has_origin: false,
-                held: None,
+            let upper = (kind != Kind::Dir).then(|| {
+                Box::new(UpperObject { ino: real.ino, metacopy: false, has_origin: false, held: None })
             });
             Place { parent: Some(dir.clone()), name: name.clone(), upper, lower: None }
         };

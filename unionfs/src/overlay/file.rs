@@ -26,7 +26,13 @@ pub struct OpenOptions {
     pub write: bool,
     /// Cut to nothing.
     pub truncate: bool,
+    /// A lower file with much data is not copied before the first change: what follows an open for writing is often
+    /// a truncation, or nothing.
+    pub lazy: bool,
 }
+
+/// Data that is copied at an open for writing also when that may be lazy, in bytes.
+const MUCH_DATA: u64 = 1 << 20;
 
 /// An open file: keeps the node and its descriptor.
 #[derive(Debug)]
@@ -43,6 +49,8 @@ pub struct FileHandle {
 struct Opened {
     writable: bool,
     upper: bool,
+    /// Where the data ends, as long as nobody changes it.
+    end: Option<u64>,
     /// Of the node's slot, before the place was looked at.
     epoch: u32,
 }
@@ -99,7 +107,8 @@ impl Overlay {
         })
     }
 
-    /// Opens a file. For writing, a lower file is copied up (without its data when it is truncated).
+    /// Opens a file. For writing, a lower file is copied up (without its data when it is truncated), unless the options
+    /// let that wait; the handle is not the upper file's then.
     ///
     /// # Errors
     /// EROFS, and what open(2) and copying fail with.
@@ -110,13 +119,27 @@ impl Overlay {
         if options.truncate {
             let set = super::SetAttr { size: Some(0), ..Default::default() };
             self.setattr(node, &set, caller)?;
-        } else if options.write {
+        } else if options.write && !(options.lazy && self.has_much_lower_data(node)) {
             self.copy_up(node, Need::Data)?;
         }
-        let file = self.file_for(node, options.write)?;
+        let waits = options.write && node.place.read().lacks_upper_data();
+        let file = self.file_for(node, options.write && !waits)?;
         let is_upper = file.upper;
         node.file.lock().handles += 1;
         Ok(FileHandle { node: node.clone(), file: file.fd, is_upper })
+    }
+
+    fn has_much_lower_data(&self, node: &Node) -> bool {
+        let data = {
+            let place = node.place.read();
+            if !place.lacks_upper_data() {
+                return false;
+            }
+            place.lower.clone()
+        };
+        // Unknown is taken for little: the copy then says what is wrong.
+        data.and_then(|data| self.layers.stat_raw(&data.dir, &data.name).ok())
+            .is_some_and(|attr| attr.size > MUCH_DATA)
     }
 
     /// The node's descriptor, opened where it has none, or none that may write.
@@ -137,9 +160,9 @@ impl Overlay {
                 let in_upper = !place.lacks_upper_data();
                 (place.lower.clone(), in_upper)
             };
-            let fd = if in_upper {
+            let (fd, end) = if in_upper {
                 let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };
-                self.open_upper(node, flags)?
+                (self.open_upper(node, flags)?, None)
             } else if write {
                 return Err(Errno::STALE.into());
             } else {
@@ -149,14 +172,19 @@ impl Overlay {
                 };
                 self.open_lower(node, &lower)?
             };
-            let opened = Opened { writable: write, upper: in_upper, epoch };
+            let opened = Opened { writable: write, upper: in_upper, end, epoch };
             if let Some(file) = self.put_file(node, fd, opened) {
                 return Ok(file);
             }
         }
     }
 
-    fn open_lower(&self, node: &Node, lower: &crate::layer::object::Object) -> OpResult<OwnedFd> {
+    /// A lower file's data, and where it ends.
+    fn open_lower(
+        &self,
+        node: &Node,
+        lower: &crate::layer::object::Object,
+    ) -> OpResult<(OwnedFd, Option<u64>)> {
         let fd = self.layers.open_file(&lower.dir, &lower.name, OFlags::RDONLY)?;
         let attr = crate::layer::dir::stat_fd(&fd)?;
         if attr.kind() != Kind::File {
@@ -166,16 +194,16 @@ impl Overlay {
         if hole && node.place.read().upper.is_none() {
             let parts = node.place.read().parent.clone().map(|p| p.parts()).unwrap_or_default();
             if let Some(data) = self.metacopy_data(&lower.dir, &lower.name, &parts)? {
-                return Ok(self.layers.open_file(&data.dir, &data.name, OFlags::RDONLY)?);
+                return Ok((self.layers.open_file(&data.dir, &data.name, OFlags::RDONLY)?, None));
             }
         }
-        Ok(fd)
+        Ok((fd, Some(attr.size)))
     }
 
     /// Keeps a descriptor on the node. `None` when the file has moved to the upper meanwhile.
     fn put_file(&self, node: &Arc<Node>, fd: OwnedFd, opened: Opened) -> Option<OpenFile> {
-        let Opened { writable, upper, epoch } = opened;
-        let file = OpenFile { fd: self.layers.context.fds.count(fd), writable, upper };
+        let Opened { writable, upper, end, epoch } = opened;
+        let file = OpenFile { fd: self.layers.context.fds.count_file(fd, end), writable, upper };
         let fresh = {
             let mut slot = node.file.lock();
             if slot.epoch != epoch {
@@ -193,7 +221,7 @@ impl Overlay {
     /// Keeps the descriptor that creating a file gave.
     pub(super) fn keep_file(&self, node: &Arc<Node>, fd: OwnedFd, writable: bool) {
         let epoch = node.file.lock().epoch;
-        self.put_file(node, fd, Opened { writable, upper: true, epoch });
+        self.put_file(node, fd, Opened { writable, upper: true, end: None, epoch });
     }
 
     /// Reads up to `buffer.len()` bytes at `offset`; returns how many, less only at the end of the file.
@@ -206,7 +234,14 @@ impl Overlay {
         while done < buffer.len() {
             match rustix::io::pread(file.fd.as_fd(), &mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
-                Ok(n) => done += n,
+                Ok(n) => {
+                    done += n;
+                    // A short read that ends where the file ended when it was opened has met the end; any other
+                    // may have been cut by an error, which the next one tells.
+                    if file.fd.ends_at(offset + done as u64) {
+                        break;
+                    }
+                }
                 Err(Errno::INTR) => {}
                 Err(e) if done == 0 => return Err(e.into()),
                 Err(_) => break,
@@ -263,11 +298,11 @@ impl Overlay {
 
     /// What the kernel takes for the file's time of change.
     fn kernel_mtime(&self, node: &Node, file: &OpenFile) -> OpResult<Time> {
-        if let Some(time) = *node.kernel_mtime.lock() {
-            return Ok(time);
+        if let Some(time) = node.kernel_mtime.lock().as_deref() {
+            return Ok(*time);
         }
         let now = crate::layer::dir::stat_fd(file.fd.as_fd())?.mtime;
-        Ok(*node.kernel_mtime.lock().get_or_insert(now))
+        Ok(**node.kernel_mtime.lock().get_or_insert_with(|| Box::new(now)))
     }
 
     fn write_to(file: &OpenFile, offset: u64, data: &[u8]) -> OpResult<usize> {

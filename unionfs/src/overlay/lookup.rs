@@ -186,12 +186,12 @@ impl Overlay {
         if let Some(data) = &lower {
             attr.blocks = self.layers.stat_raw(&data.dir, &data.name)?.blocks;
         }
-        let object = UpperObject {
+        let object = Box::new(UpperObject {
             ino: attr.ino,
             metacopy: lower.is_some() || dataless,
             has_origin: origin.is_some(),
             held: None,
-        };
+        });
         let place = Place { parent: Some(dir.clone()), name: name.clone(), upper: Some(object), lower };
         let wanted = origin.unwrap_or(natural);
         let claimed = wanted != natural;

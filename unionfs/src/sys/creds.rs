@@ -118,10 +118,7 @@ fn set_ids(id: Identity) -> io::Result<()> {
 
 /// True when this process has `capability` (number of linux/capability.h) in its effective set.
 pub fn has_capability(capability: u32) -> bool {
-    std::fs::read_to_string("/proc/thread-self/status")
-        .ok()
-        .and_then(|status| effective_capabilities(&status))
-        .is_some_and(|caps| caps & (1 << capability) != 0)
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.bits() & (1 << capability) != 0)
 }
 
 /// The `CapEff` mask in the text of a /proc/PID/status file.

@@ -18,6 +18,7 @@ pub(crate) struct SystemArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum SystemCommand {
     Df(DfArgs),
     Info(InfoArgs),

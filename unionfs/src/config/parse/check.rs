@@ -209,6 +209,13 @@ fn io(builder: &mut Builder) -> Result<(), OptionError> {
             }
         }
     }
+    if builder.config.trust_index && builder.config.volatile_lower {
+        return contradiction(
+            "layer_index=trusted",
+            "volatile_lower",
+            "one says that nobody changes the layers, the other that somebody does",
+        );
+    }
     if builder.config.io == IoMode::Writeback && builder.config.volatile_lower {
         return contradiction(
             if builder.writeback_cache { "writeback_cache" } else { "io=writeback" },

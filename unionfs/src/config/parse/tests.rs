@@ -116,6 +116,8 @@ fn each_word_sets_its_field() {
         ("volatile_lower", |c| c.volatile_lower = true),
         ("layer_index=off", |c| c.use_index = false),
         ("layer_index=off,layer_index=on", |_| {}),
+        ("layer_index=trusted", |c| c.trust_index = true),
+        ("layer_index=trusted,layer_index=on", |_| {}),
         ("squash_to_root", |c| (c.squash.uid, c.squash.gid) = (Some(0), Some(0))),
         ("squash_to_uid=7", |c| c.squash.uid = Some(7)),
         ("squash_to_gid=4294967294", |c| c.squash.gid = Some(4_294_967_294)),
@@ -272,6 +274,7 @@ fn contradictions_are_refused() {
         ("io=cached,writeback_cache", "io=cached", "writeback_cache"),
         ("io=writeback,volatile_lower", "io=writeback", "volatile_lower"),
         ("volatile_lower,writeback_cache", "writeback_cache", "volatile_lower"),
+        ("volatile_lower,layer_index=trusted", "layer_index=trusted", "volatile_lower"),
     ];
     for (words, first, second) in table {
         assert_eq!(pair(format!("{l},{words}")), (*first, *second), "{words}");

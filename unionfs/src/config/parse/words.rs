@@ -195,7 +195,12 @@ pub(super) fn apply(builder: &mut Builder, raw: RawWord<'_>) -> Result<(), Optio
             bare(raw, "volatile_lower")?;
             builder.config.volatile_lower = true;
         }
-        "layer_index" => builder.config.use_index = choice(raw, "layer_index", "on or off", &ON_OFF)?,
+        "layer_index" => {
+            const CHOICES: [(&str, (bool, bool)); 3] =
+                [("on", (true, false)), ("trusted", (true, true)), ("off", (false, false))];
+            let (used, trusted) = choice(raw, "layer_index", "on, trusted or off", &CHOICES)?;
+            (builder.config.use_index, builder.config.trust_index) = (used, trusted);
+        }
 
         // Owners.
         "squash_to_root" => {

@@ -1,6 +1,10 @@
 //! What the OCI runtime specification says a runtime MUST do, seen from inside and outside of containers. The table in
 //! docs/runtime-conformance.md names the clause of each test. `RUNTIME=runc` or `RUNTIME=crun` runs it on those.
 
+mod after_a_crash;
+mod limits;
+mod process;
+
 use std::fs;
 use std::path::PathBuf;
 
@@ -424,4 +428,17 @@ fn descriptors_are_handed_on_only_as_asked() {
     let seen = bundles.run_well("ls /proc/self/fd", |_| {});
     // ls has the directory open as 3.
     assert_eq!(seen, "0\n1\n2\n3\n");
+    let file = bundles.path().join("handed-on");
+    fs::write(&file, "from outside\n").unwrap();
+    let id = bundles.id();
+    let bundle = bundles.bundle(&id, "cat <&3; ls /proc/self/fd | wc -l", |_| {});
+    // The shell opens 3 and, not to be handed on, 4.
+    let script = "exec 3<\"$1\" 4<\"$1\"; shift; exec \"$@\"";
+    let run = bundles.command(&["run", "--preserve-fds", "1", "--bundle", bundle.to_str().unwrap(), &id]);
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", script, "bash"]).arg(&file);
+    // Under the name by which the program knows that it is the runtime.
+    let output = bundles.within(command, run).output().unwrap();
+    // 0, 1, 2, 3, and the directory.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "from outside\n5\n", "{output:?}");
 }
