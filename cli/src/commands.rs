@@ -1,6 +1,7 @@
 //! One file per command: an `Args` struct whose doc comment is its help, and one function.
 
 pub(crate) mod completion;
+pub(crate) mod container;
 pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod man;

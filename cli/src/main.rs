@@ -19,6 +19,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::{Cli, Command};
+use commands::container;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
         return code;
     }
     let own_failure = match arguments.get(1) {
-        Some(command) if command == "run" => exit::RUN,
+        Some(command) if command == "run" || command == "create" || command == "exec" => exit::RUN,
         _ => exit::USAGE,
     };
     let cli: Cli = match args::parse(&arguments) {
@@ -44,7 +45,27 @@ fn main() -> ExitCode {
         Command::Mount(args) => finish(commands::mount::mount(args), exit::MOUNT),
         Command::Umount(args) => finish(commands::umount::umount(args), exit::MOUNT),
         Command::Index(args) => finish(commands::index::index(args), exit::FAILURE),
-        Command::Run(args) => finish(commands::run::run(args), exit::RUN),
+        Command::Run(args) => finish(commands::run::run(*args), exit::RUN),
+        Command::Container(args) => finish(container::container(args), exit::FAILURE),
+        Command::Create(args) => finish(container::create::create(*args), exit::FAILURE),
+        Command::Start(args) => finish(container::start::start(args), exit::FAILURE),
+        Command::Stop(args) => finish(container::stop::stop(args), exit::FAILURE),
+        Command::Kill(args) => finish(container::stop::kill(args), exit::FAILURE),
+        Command::Restart(args) => finish(container::stop::restart(args), exit::FAILURE),
+        Command::Pause(args) => finish(container::pause::pause(args), exit::FAILURE),
+        Command::Unpause(args) => finish(container::pause::unpause(args), exit::FAILURE),
+        Command::Rm(args) => finish(container::remove::remove(args), exit::FAILURE),
+        Command::Rename(args) => finish(container::rename::rename(args), exit::FAILURE),
+        Command::Wait(args) => finish(container::wait::wait(args), exit::FAILURE),
+        Command::Exec(args) => finish(container::exec::exec(args), exit::FAILURE),
+        Command::Attach(args) => finish(container::attach::attach(args), exit::FAILURE),
+        Command::Logs(args) => finish(container::logs::logs(args), exit::FAILURE),
+        Command::Ps(args) => finish(container::list::list(args), exit::FAILURE),
+        Command::Top(args) => finish(container::top::top(args), exit::FAILURE),
+        Command::Stats(args) => finish(container::stats::stats(args), exit::FAILURE),
+        Command::Port(args) => finish(container::port::port(args), exit::FAILURE),
+        Command::Update(args) => finish(container::update::update(args), exit::FAILURE),
+        Command::Monitor(args) => finish(container::monitor::monitor(args), exit::FAILURE),
         Command::Oci(args) => commands::oci::oci(*args),
         Command::Commit(args) => finish(commands::image::commit::commit(args), exit::FAILURE),
         Command::Diff(args) => finish(commands::image::commit::diff(args), exit::FAILURE),
@@ -52,7 +73,7 @@ fn main() -> ExitCode {
         Command::Images(args) => finish(commands::image::list::images(args), exit::FAILURE),
         Command::Image(args) => finish(commands::image::image(args), exit::FAILURE),
         Command::History(args) => finish(commands::image::history::history(args), exit::FAILURE),
-        Command::Inspect(args) => finish(commands::image::inspect::image_inspect(args), exit::FAILURE),
+        Command::Inspect(args) => finish(container::inspect::inspect(args), exit::FAILURE),
         Command::Tag(args) => finish(commands::image::tag::tag(args), exit::FAILURE),
         Command::Rmi(args) => finish(commands::image::remove::rmi(args), exit::FAILURE),
         Command::Pull(args) => finish(commands::registry::pull(args), exit::FAILURE),

@@ -19,6 +19,18 @@ pub(crate) fn print(text: impl AsRef<[u8]>) -> io::Result<bool> {
     }
 }
 
+/// Writes what a container's program has written, to standard output or standard error.
+///
+/// # Errors
+/// Of writing: `BrokenPipe` when the reader has gone.
+pub(crate) fn pass_on(to_stderr: bool, bytes: &[u8]) -> io::Result<()> {
+    if to_stderr {
+        return io::stderr().lock().write_all(bytes);
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush())
+}
+
 /// Asks at the terminal: no newline, and not where results go.
 pub(crate) fn ask(question: &str) {
     // A closed stderr leaves nobody to ask; the answer is read all the same.

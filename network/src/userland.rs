@@ -35,6 +35,8 @@ pub enum Userland {
     Pasta {
         /// Its process.
         pid: Pid,
+        /// Where the namespace is mounted for it.
+        mounted: PathBuf,
     },
     /// A child of this process.
     Slirp {
@@ -68,7 +70,9 @@ impl Program {
     /// Starts it for the network namespace at `namespace`: a path that means the same to another process (not
     /// below `/proc/self`).
     ///
-    /// `directory` takes its process number or control socket.
+    /// `directory` takes its process number or control socket, and for pasta a mount of the namespace: by the time it
+    /// looks, it has given up the right to look into other processes. The caller has a mount namespace of its own, as
+    /// ordinary users who mount do.
     ///
     /// # Errors
     /// When it does not come up; with its own words.
@@ -84,11 +88,12 @@ impl Userland {
     /// Ends it. One that is gone is no fault.
     pub fn stop(self) {
         match self {
-            Self::Pasta { pid } => {
+            Self::Pasta { pid, mounted } => {
                 if let Ok(process) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
                     // It has ended meanwhile.
                     rustix::process::pidfd_send_signal(process, Signal::TERM).ok();
                 }
+                unmount(&mounted);
             }
             Self::Slirp { mut child, exit } => {
                 drop(exit);
@@ -144,9 +149,29 @@ fn start_pasta(
     directory: &Path,
 ) -> Result<Userland> {
     let pid_file = directory.join("pasta.pid");
+    let mounted = directory.join("netns");
+    fs::write(&mounted, "").map_err(Error::io("make", &mounted))?;
+    rustix::mount::mount_bind(namespace, &mounted)
+        .map_err(Error::io("mount the network namespace on", &mounted))?;
+    let started = pasta(program, &mounted, ports, &pid_file);
+    if started.is_err() {
+        unmount(&mounted);
+    }
+    Ok(Userland::Pasta { pid: started?, mounted })
+}
+
+/// A leftover is in the way of nobody: it goes with the mount namespace and the container's directory.
+fn unmount(mounted: &Path) {
+    let gone = rustix::mount::unmount(mounted, rustix::mount::UnmountFlags::DETACH);
+    if let Err(error) = gone.map_err(std::io::Error::from).and_then(|()| fs::remove_file(mounted)) {
+        tracing::debug!(%error, "remove the mount of a network namespace");
+    }
+}
+
+fn pasta(program: &Path, namespace: &Path, ports: &[PortMapping], pid_file: &Path) -> Result<Pid> {
     let output = Command::new(program)
         .args(["--config-net", "--quiet", "--no-map-gw", "-T", "none", "-U", "none", "--pid"])
-        .arg(&pid_file)
+        .arg(pid_file)
         .args(pasta_ports(ports)?)
         .arg("--netns")
         .arg(namespace)
@@ -158,10 +183,9 @@ fn start_pasta(
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(failed("pasta", said.trim()));
     }
-    let text = fs::read_to_string(&pid_file).map_err(Error::io("read", &pid_file))?;
+    let text = fs::read_to_string(pid_file).map_err(Error::io("read", pid_file))?;
     let pid = text.trim().parse().ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| failed("pasta", "it did not tell its process number"))?;
-    Ok(Userland::Pasta { pid })
+    pid.ok_or_else(|| failed("pasta", "it did not tell its process number"))
 }
 
 fn start_slirp(

@@ -45,6 +45,14 @@ impl Signals {
         Ok(Self(SignalFd::new(&signals)?))
     }
 
+    /// The number of the next signal that came.
+    ///
+    /// # Errors
+    /// Of the system call.
+    pub fn next(&self) -> io::Result<Option<i32>> {
+        self.0.next()
+    }
+
     /// The number of a signal that came and means "stop".
     ///
     /// # Errors
@@ -56,6 +64,13 @@ impl Signals {
             }
         }
         Ok(None)
+    }
+}
+
+impl AsFd for Signals {
+    /// Readable when a signal has come.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -17,6 +17,7 @@ use clap::{Args, Subcommand};
 
 pub(crate) use create::labels;
 pub(crate) use filter::Filters;
+pub(crate) use open::{open, told};
 
 /// Manage networks
 #[derive(Debug, Args)]

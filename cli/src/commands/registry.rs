@@ -145,6 +145,22 @@ pub(crate) fn pull(args: PullArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Gets an image for a container, which says nothing on standard output.
+pub(crate) fn pull_for_run(store: &layerfs_image::store::Store, name: &str) -> anyhow::Result<()> {
+    let reference = Reference::parse_without_tag(name)?.or_latest();
+    let client = RegistryArgs::default().client()?;
+    images::with_session(store, |session| {
+        let bars = Bars::new(false, "Downloading");
+        let pulled = transfer::pull(store, session, &client, &reference, &Platform::host(), &bars)
+            .map_err(explained)?;
+        bars.finish();
+        for warning in pulled.warnings.iter().take(10) {
+            ui::warn(warning);
+        }
+        Ok(())
+    })
+}
+
 /// Put an image into a registry
 ///
 /// Layers that the registry has are not sent, and those that other repositories of it have are taken over from there.

@@ -1,6 +1,6 @@
-//! `layerfs run`: one command in a copy-on-write view of a root filesystem.
+//! `layerfs run`: through a monitor ([`super::container`]), or in the foreground on a root filesystem.
 //!
-//! Joins the union filesystem, served by a child of this process, and the runner. Everything set up is undone in
+//! The latter joins the union filesystem, served by a child of this process, and the runner. Everything set up is undone in
 //! reverse order on every way out, by guards; what a killed run leaves is found by the next one. The mounts are
 //! made in a mount namespace of this process's own, so that the machine's mount table never changes.
 
@@ -23,10 +23,13 @@ use layerfs_runner::state::{ProcessIdentity, Status};
 use layerfs_runner::{Container, CreateError, FailureKind, host, terminal};
 
 use self::options::Request;
+pub(crate) use self::remove::remove_tree;
 use self::root::ContainerRoot;
-pub(crate) use self::store::default_root as store_root;
 use self::store::{ContainerDirectory, Store};
-use self::user::Identity;
+pub(crate) use self::store::{default_root as store_root, short};
+pub(crate) use self::user::Identity;
+use super::container;
+use super::container::options::CreateOptions;
 use crate::exit::{self, Hinted};
 use crate::logging::LogArgs;
 use crate::ui;
@@ -36,53 +39,56 @@ const NOT_EXECUTABLE: u8 = 126;
 /// Exit code when there is no such command.
 const NOT_FOUND: u8 = 127;
 
-/// Run a command in a copy-on-write view of a root filesystem
+/// Run a command in a new container of an image, or on a root filesystem
 ///
-/// DIR is the root filesystem: a directory, or / for this machine's own. The command sees it as its own, may change
-/// and remove anything in it, and DIR stays as it is: changes go to a layer of the container. It has processes,
-/// network (a loopback interface only), host name and mounts of its own.
+/// The command sees the image, or DIR, as its own root filesystem, may change and remove anything in it, and image and
+/// DIR stay as they are: changes go to a layer of the container. It has processes, network, host name and mounts of its
+/// own.
 #[derive(Debug, Args)]
-#[command(after_long_help = AFTER_HELP)]
+#[command(after_long_help = AFTER_HELP, disable_help_flag = true, override_usage = "\
+layerfs run [OPTIONS] IMAGE [COMMAND [ARG...]]
+       layerfs run [OPTIONS] --rootfs DIR [--] COMMAND [ARG...]")]
 pub(crate) struct RunArgs {
-    /// The root filesystem
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    /// Run it in the background and print the container's id
+    #[arg(short, long)]
+    detach: bool,
+    /// Keys that leave a terminal [default: ctrl-p,ctrl-q]
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", hide_default_value = true)]
+    detach_keys: String,
+    /// Pass signals on
+    #[arg(long, value_name = "true|false", default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, action = clap::ArgAction::Set, hide_default_value = true)]
+    sig_proxy: bool,
+    /// A root filesystem in place of an image
     #[arg(long, value_name = "DIR")]
-    rootfs: PathBuf,
-    /// Remove the container and its changes when the command has ended
-    #[arg(long)]
-    rm: bool,
-    /// Pass standard input on to the command, which has none otherwise
-    #[arg(short, long)]
-    interactive: bool,
-    /// Give the command a terminal
-    #[arg(short, long)]
-    tty: bool,
-    /// Set an environment variable; without =VALUE, to what it is here
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
-    env: Vec<OsString>,
-    /// Working directory, made if it is missing [default: /]
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<PathBuf>,
-    /// Host name [default: the container's short id]
-    #[arg(long, value_name = "NAME")]
-    hostname: Option<String>,
-    /// User and group, by name in the container or by number [default: root]
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
-    /// Mount the root filesystem read-only
-    #[arg(long)]
-    read_only: bool,
-    /// Restrict the command further: no-new-privileges (set-id programs give none)
-    #[arg(long, value_name = "OPTION")]
-    security_opt: Vec<String>,
+    rootfs: Option<PathBuf>,
+    #[command(flatten)]
+    options: CreateOptions,
     #[command(flatten)]
     log: LogArgs,
-    /// The command and its arguments
-    #[arg(value_name = "CMD", required = true, num_args = 1.., trailing_var_arg = true)]
+    /// The image, unless --rootfs is given; then the command and its arguments
+    #[arg(value_name = "IMAGE [COMMAND [ARG...]]", num_args = 0.., trailing_var_arg = true)]
+    words: Vec<OsString>,
+}
+
+/// What a foreground run on a root filesystem is asked for.
+#[derive(Debug)]
+struct ForegroundArgs {
+    rootfs: PathBuf,
+    options: CreateOptions,
+    log: LogArgs,
     command: Vec<OsString>,
 }
 
 const AFTER_HELP: &str = "\
 Examples
+  A shell in a container of an image, removed at its end:
+    layerfs run --rm -it debian:13 bash
+  A service in the background:
+    layerfs run -d --name web --restart unless-stopped --network host nginx
   A shell in a copy of this machine; nothing it does stays:
     layerfs run --rootfs / --rm -it -- bash
   A command in an unpacked root filesystem, with its changes kept:
@@ -96,7 +102,42 @@ Exit codes
   that of the command; 128+N when signal N ended it; 125 own failure; 126 the command cannot be
   executed; 127 there is no such command";
 
+/// True when a run on a root filesystem asks for nothing that needs a monitor: it stays in the foreground alone, and what
+/// it is given are the caller's own streams.
+fn is_plain(options: &CreateOptions) -> bool {
+    let rest = CreateOptions {
+        rm: false,
+        interactive: false,
+        tty: false,
+        env: Vec::new(),
+        workdir: None,
+        hostname: None,
+        user: None,
+        read_only: false,
+        security_opt: Vec::new(),
+        ..options.clone()
+    };
+    rest == CreateOptions { pull: "missing".into(), restart: "no".into(), ..CreateOptions::default() }
+}
+
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    let RunArgs { help: _, detach, detach_keys, sig_proxy, rootfs, options, log, words } = args;
+    match rootfs {
+        Some(rootfs) if !detach && is_plain(&options) => {
+            foreground(ForegroundArgs { rootfs, options, log, command: words })
+        }
+        rootfs => container::run::run(container::run::Run {
+            options,
+            rootfs,
+            words,
+            detach,
+            detach_keys,
+            sig_proxy,
+        }),
+    }
+}
+
+fn foreground(args: ForegroundArgs) -> anyhow::Result<ExitCode> {
     let request = Request::new(args)?;
     let store_root = store::default_root()?;
     enter_own_namespaces(&store_root)?;

@@ -108,12 +108,25 @@ fn all() -> anyhow::Result<Vec<(String, PathBuf, Value)>> {
     Ok(found)
 }
 
+/// The id of the container with this name.
+fn named(name: &str) -> anyhow::Result<Option<String>> {
+    let name = name.strip_prefix('/').unwrap_or(name);
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        return Ok(None);
+    }
+    let target = fs::read_link(store_root()?.join("names").join(name)).ok();
+    Ok(target.and_then(|target| target.into_os_string().into_string().ok()))
+}
+
 /// The container with this id, name, or beginning of an id.
 pub(crate) fn find(name: &str) -> anyhow::Result<ContainerFiles> {
+    // A name is one container's; the beginning of an id may be that of several.
+    let named = named(name)?;
     let mut found: Vec<(String, PathBuf, Value)> = all()?
         .into_iter()
-        .filter(|(id, _, state)| {
-            !name.is_empty() && id.starts_with(name) || state["name"].as_str() == Some(name)
+        .filter(|(id, _, _)| match &named {
+            Some(named) => id == named,
+            None => !name.is_empty() && id.starts_with(name),
         })
         .collect();
     match found.len() {

@@ -60,7 +60,8 @@ pub(crate) fn since(seconds: i64) -> String {
     format!("{} ago", duration(now().saturating_sub(seconds).max(0)))
 }
 
-fn duration(seconds: i64) -> String {
+/// `2 weeks`
+pub(crate) fn duration(seconds: i64) -> String {
     let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
     match () {
         () if seconds < 1 => "Less than a second".into(),

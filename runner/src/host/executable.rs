@@ -14,6 +14,8 @@ use std::os::unix::ffi::OsStringExt;
 use rustix::fs::{CWD, MemfdFlags, SealFlags, StatVfsMountFlags};
 use rustix::mount::OpenTreeFlags;
 
+use std::convert::Infallible;
+
 use crate::config::mounts::attribute;
 use crate::step::{Doing, StepError};
 use crate::sys;
@@ -40,10 +42,7 @@ pub fn protect_executable(additional: &[(&str, &OsStr)]) -> Result<(), StepError
     if std::env::var_os(MARK).is_some() {
         return Err(StepError::refused(words(), "what was made for it does not hold"));
     }
-    let copy = match read_only_mount(&file).doing(words)? {
-        Some(mount) => mount,
-        None => sealed_copy(file).doing(words)?,
-    };
+    let copy = unchangeable(file).doing(words)?;
     let arguments = strings(std::env::args_os().map(OsStringExt::into_vec));
     let mark = format!("{MARK}=1").into_bytes();
     let inherited = std::env::vars_os().filter(|(name, _)| additional.iter().all(|(other, _)| name != other));
@@ -56,6 +55,32 @@ pub fn protect_executable(additional: &[(&str, &OsStr)]) -> Result<(), StepError
     });
     let environment = strings(environment.chain([mark]));
     Err(sys::process::exec_descriptor(&copy, &arguments, &environment)).doing(words)
+}
+
+/// Starts the calling program from such a file with other `arguments`, its name among them. The mount namespace must be
+/// the process's own.
+///
+/// # Errors
+/// When it cannot be done; the program still runs as it did.
+pub fn restart_protected(arguments: &[CString]) -> Result<Infallible, StepError> {
+    let words = || "start this program from a file that nobody can change".to_owned();
+    let file = File::open("/proc/self/exe").doing(words)?;
+    let copy = unchangeable(file).doing(words)?;
+    let environment = std::env::vars_os().map(|(name, value)| {
+        let mut entry = name.into_vec();
+        entry.push(b'=');
+        entry.extend(value.into_vec());
+        entry
+    });
+    let environment = strings(environment);
+    Err(sys::process::exec_descriptor(&copy, arguments, &environment)).doing(words)
+}
+
+fn unchangeable(file: File) -> io::Result<OwnedFd> {
+    match read_only_mount(&file)? {
+        Some(mount) => Ok(mount),
+        None => sealed_copy(file),
+    }
 }
 
 /// A mount of the file alone, attached nowhere. None when its path leads to another file by now, or to one on a

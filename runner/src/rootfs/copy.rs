@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamp
 
 /// Copies what is in `from` into `to`: types, content, owners, modes, times. What is neither file, directory nor
 /// symlink is left out.
-pub(super) fn copy_tree(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
+pub(crate) fn copy_tree(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     let from = directory(from, c".")?;
     let to = directory(to, c".")?;
     copy_entries(&from, &to)?;

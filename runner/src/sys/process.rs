@@ -160,6 +160,18 @@ pub(crate) fn keep_over_exec(number: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Takes over a descriptor that was handed to this program by its number; close-on-exec from now on.
+///
+/// To be called once for a number, before anything else can have been opened under it.
+pub(crate) fn take_descriptor(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD takes an integer and touches no memory; it fails for a number that is not open.
+    if number <= libc::STDERR_FILENO || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::other(format!("descriptor {number} was not handed on")));
+    }
+    // SAFETY: it is open (above), came over exec, and nothing in this program owns it: see the function's text.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// True when a descriptor of this number is open.
 pub(crate) fn is_open(number: i32) -> bool {
     // SAFETY: F_GETFD takes no argument and touches no memory.

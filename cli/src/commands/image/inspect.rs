@@ -92,7 +92,7 @@ pub(super) fn indented(value: &Value) -> anyhow::Result<String> {
 }
 
 /// docker's document.
-fn document(store: &Store, image: &Image) -> Value {
+pub(crate) fn document(store: &Store, image: &Image) -> Value {
     let config = &image.config;
     let text = |key: &str| config.other.get(key).and_then(Value::as_str).unwrap_or_default();
     let size = store.unpacked_size(image);

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use anyhow::Context;
 use layerfs_network::{Error, Networks, Options};
 
 use crate::commands::run::store_root;
@@ -15,9 +14,8 @@ const USUAL_ROOT: &str = "/var/lib/layerfs";
 /// Opens the networks of this engine.
 pub(crate) fn open() -> anyhow::Result<Networks> {
     let root = store_root()?;
-    let program = std::env::current_exe().context("find this program")?;
-    let mut responder = vec![program.into_os_string()];
-    responder.extend(["network", "serve-names"].map(OsString::from));
+    // By what it is and not by its path: a monitor is executed from a mount that only it has.
+    let responder = ["/proc/self/exe", "network", "serve-names"].map(OsString::from).to_vec();
     let options =
         Options { instance: instance(&root), responder: Some(responder), now: layerfs_image::time::now };
     Networks::open(&root, options).map_err(told)

@@ -6,7 +6,7 @@ use std::path::{Component, PathBuf};
 
 use anyhow::Context;
 
-use super::RunArgs;
+use super::ForegroundArgs;
 use crate::exit::{Hinted, Usage};
 use crate::logging::LogOptions;
 
@@ -39,8 +39,14 @@ pub(super) struct Request {
 impl Request {
     /// # Errors
     /// The first thing that makes no sense, with what would.
-    pub(super) fn new(args: RunArgs) -> anyhow::Result<Self> {
-        let rootfs = existing_directory(&args.rootfs)?;
+    pub(super) fn new(args: ForegroundArgs) -> anyhow::Result<Self> {
+        let ForegroundArgs { rootfs, options: args, log, command } = args;
+        let rootfs = existing_directory(&rootfs)?;
+        if command.is_empty() {
+            return Err(
+                Usage("no command is given: layerfs run --rootfs DIR -- COMMAND [ARG...]".into()).into()
+            );
+        }
         if args.interactive && args.tty && !rustix::termios::isatty(rustix::stdio::stdin()) {
             return Err(Hinted {
                 message: "standard input is not a terminal".into(),
@@ -73,8 +79,8 @@ impl Request {
             user: args.user,
             read_only: args.read_only,
             no_new_privileges,
-            log: args.log.options(),
-            command: args.command.into_iter().map(words).collect::<Result<_, _>>()?,
+            log: log.options(),
+            command: command.into_iter().map(words).collect::<Result<_, _>>()?,
         })
     }
 

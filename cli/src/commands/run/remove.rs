@@ -16,7 +16,7 @@ use rustix::io::Errno;
 const LISTING: usize = 16 * 1024;
 
 /// Removes `path` with everything below it. What does not exist is no error.
-pub(super) fn remove_tree(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> anyhow::Result<()> {
     let words = || format!("remove {}", path.display());
     let parent = path.parent().unwrap_or(Path::new("/"));
     let name = path.file_name().with_context(words)?;

@@ -48,7 +48,7 @@ const LOCK: &str = "lock";
 const STORE_LOCK: &str = ".lock";
 
 /// The first digits of a container's id, enough for people.
-pub(super) fn short(id: &str) -> &str {
+pub(crate) fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
@@ -172,6 +172,10 @@ impl Store {
             let Some(id) = path.file_name().and_then(|name| name.to_str()).filter(|name| is_id(name)) else {
                 continue;
             };
+            // One with a monitor of its own; see `commands::container::store`.
+            if path.join(crate::commands::container::store::CONFIG).exists() {
+                continue;
+            }
             let Ok(lock) = open_lock(&path.join(LOCK)) else { continue };
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}

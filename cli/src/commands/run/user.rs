@@ -17,12 +17,13 @@ const FILE_MAX: u64 = 16 << 20;
 
 /// Who the command runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    groups: Vec<u32>,
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Supplementary groups.
+    pub(crate) groups: Vec<u32>,
     /// Home directory; `/` for users without one.
-    pub(super) home: OsString,
+    pub(crate) home: OsString,
 }
 
 impl Identity {
@@ -34,6 +35,21 @@ impl Identity {
         let passwd = read_inside(&root, "etc/passwd").context("read /etc/passwd of the container")?;
         let group = read_inside(&root, "etc/group").context("read /etc/group of the container")?;
         Self::from_files(user.unwrap_or("0"), &passwd, &group)
+    }
+
+    /// As [`Self::resolve`], with further groups by name or number.
+    pub(crate) fn resolve_with(user: Option<&str>, groups: &[String], root: &Path) -> anyhow::Result<Self> {
+        let mut identity = Self::resolve(user.filter(|user| !user.is_empty()), root)?;
+        if !groups.is_empty() {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root =
+                rustix::fs::openat(CWD, root, flags, Mode::empty()).context("open the container's root")?;
+            let text = read_inside(&root, "etc/group").context("read /etc/group of the container")?;
+            for name in groups {
+                identity.groups.push(group_id(name, &text)?);
+            }
+        }
+        Ok(identity)
     }
 
     fn from_files(user: &str, passwd: &[u8], group: &[u8]) -> anyhow::Result<Self> {

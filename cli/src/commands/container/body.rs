@@ -1,0 +1,320 @@
+//! What a monitor does with its container: mounting its root filesystem, making it, taking it away.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use layerfs_image::store::LayerHold;
+use layerfs_runner::config::Choice;
+use layerfs_runner::host::ReadOnlyView;
+use layerfs_runner::monitor::{Body, Started, Undone};
+use layerfs_runner::runtime::{CreateRequest, ExecRequest, Runtime, RuntimeError};
+use layerfs_runner::state::ProcessIdentity;
+use layerfs_runner::{CreateError, FailureKind, Stdio};
+use layerfs_unionfs::config::{Config, LowerSpec, UpperSpec};
+use layerfs_unionfs::index::default_index_path;
+use rustix::fs::{Gid, Uid};
+use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::store::{Container, Containers};
+use super::{create, etc, network, spec};
+use crate::commands::run::{Identity, remove_tree, store_root};
+use crate::logging::LogOptions;
+use crate::{images, mount_process, ui};
+
+/// The process behind the mount, written down as soon as there is one.
+const MOUNT: &str = "mount.json";
+
+/// A program to be executed in a container.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct ExecDescription {
+    pub(super) args: Vec<String>,
+    pub(super) env: Vec<String>,
+    pub(super) workdir: Option<String>,
+    pub(super) user: Option<String>,
+    pub(super) tty: bool,
+    pub(super) privileged: bool,
+}
+
+/// A container and its monitor's work.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) container: Container,
+    pub(super) log: LogOptions,
+    /// What keeps its published ports from other programs.
+    pub(super) ports: RefCell<Vec<OwnedFd>>,
+}
+
+/// The runtime's records of a container.
+pub(super) fn runtime_of(directory: &Path) -> Runtime {
+    Runtime::new(directory.join("oci"))
+}
+
+pub(super) fn mount_process_of(directory: &Path) -> Option<ProcessIdentity> {
+    serde_json::from_slice(&fs::read(directory.join(MOUNT)).ok()?).ok()
+}
+
+impl Own {
+    fn directory(&self) -> &Path {
+        &self.container.directory
+    }
+
+    fn merged(&self) -> PathBuf {
+        self.directory().join("merged")
+    }
+
+    /// Mounts the root filesystem, unless that is there from the last start.
+    fn mount(&self) -> anyhow::Result<ProcessIdentity> {
+        let directory = self.directory();
+        if let Some(process) = mount_process_of(directory).filter(|process| process.is_alive()) {
+            return Ok(process);
+        }
+        let (lowers, holds) = self.lowers()?;
+        let upper = UpperSpec { upper: directory.join("upper"), work: directory.join("work") };
+        if let Some(top) = lowers.first() {
+            create::take_attributes(&top.path, &upper.upper)
+                .context("give the root directory the attributes of the image's")?;
+        }
+        let mut config = Config::new(lowers, Some(upper));
+        config.flags.source = format!("layerfs:{}", self.container.short());
+        // Nobody will ask for what a crash leaves of it.
+        config.volatile = self.container.config.remove;
+        let mut log = self.log.clone();
+        log.file = Some(directory.join("mount.log"));
+        let held: Vec<_> = holds.iter().map(LayerHold::as_fd).collect();
+        let mount = mount_process::spawn_holding(&config, &self.merged(), &log, &held)
+            .context("mount the root filesystem")?;
+        let process = ProcessIdentity::of(mount.pid).context("look at the mount process")?;
+        fs::write(directory.join(MOUNT), serde_json::to_vec(&process)?)
+            .context("write down the mount process")?;
+        Ok(process)
+    }
+
+    fn lowers(&self) -> anyhow::Result<(Vec<LowerSpec>, Vec<LayerHold>)> {
+        let config = &self.container.config;
+        if let Some(rootfs) = &config.rootfs {
+            let lower = self.directory().join("lower");
+            fs::create_dir_all(&lower).context("make a mountpoint")?;
+            let view = ReadOnlyView::new(rootfs, &lower, &[&store_root()?])
+                .map_err(|error| anyhow!(error.words()))
+                .context("make a read-only view of the root filesystem")?;
+            // It is the monitor's mount namespace's, and goes with it.
+            std::mem::forget(view);
+            let mut layer = LowerSpec::plain(lower);
+            layer.submounts = true;
+            let index = default_index_path(rootfs);
+            if rootfs.parent().is_some() && index.is_file() {
+                layer.index = Some(index);
+            }
+            return Ok((vec![layer], Vec::new()));
+        }
+        let id = config.image.as_deref().context("the container is on no image")?;
+        let store = images::open_store()?;
+        let image = images::find(&store, id)?;
+        let hold = || image.diff_ids().iter().rev().map(|diff_id| store.hold_layer(diff_id)).collect();
+        let holds: Result<Vec<LayerHold>, _> = hold();
+        let holds = match holds {
+            Ok(holds) => holds,
+            // A layer is not unpacked; held ones stay.
+            Err(_) => images::with_session(&store, |session| {
+                store.ensure_layers(session, &image)?;
+                Ok(hold()?)
+            })?,
+        };
+        if holds.is_empty() {
+            anyhow::bail!("image {} has no layers: there is nothing to run", config.image_name);
+        }
+        let lower = |hold: &LayerHold| {
+            let mut lower = LowerSpec::plain(hold.tree.clone());
+            lower.index = Some(hold.index.clone());
+            // The store's own promise.
+            lower.immutable = true;
+            lower
+        };
+        Ok((holds.iter().map(lower).collect(), holds))
+    }
+
+    fn run(&self, stdio: Stdio) -> anyhow::Result<(Started, Option<OwnedFd>)> {
+        let mount = self.mount()?;
+        let directory = self.directory();
+        let merged = self.merged();
+        let config = &self.container.config;
+        let identity = Identity::resolve_with(Some(&config.user), &config.groups, &merged)?;
+        etc::write(&self.container)?;
+        let document = spec::document(&self.container, &merged, &identity)?;
+        let bundle = directory.join("bundle");
+        fs::create_dir_all(&bundle).context("make the bundle")?;
+        fs::write(bundle.join("config.json"), serde_json::to_vec(&document)?).context("write the bundle")?;
+        give(&stdio, &identity)?;
+        let runtime = runtime_of(directory);
+        let request = CreateRequest {
+            id: config.id.clone(),
+            bundle,
+            choice: Choice { init: config.init, ..Choice::default() },
+            keeps_terminal: true,
+            stdio,
+            ..CreateRequest::default()
+        };
+        let mut container = runtime.create(request)?;
+        let terminal = container.take_terminal();
+        let process = ProcessIdentity::of(container.pid()).context("look at the container's process")?;
+        let cgroup = container.cgroup_directories().to_vec();
+        // Its ends of pipes must not stay here, or their readers wait for ever.
+        drop(container);
+        // Those of the last start would be in the way of the next.
+        self.ports.take();
+        let pid = Pid::from_raw(process.pid).context("look at the container's process")?;
+        self.ports.replace(network::join(config, directory, pid)?);
+        runtime.start(&config.id)?;
+        Ok((Started { process, mount: Some(mount), cgroup }, terminal))
+    }
+
+    fn execute(
+        &self,
+        description: OwnedFd,
+        stdio: Stdio,
+    ) -> anyhow::Result<(ProcessIdentity, Option<OwnedFd>)> {
+        let mut text = Vec::new();
+        let mut file = File::from(description);
+        std::io::Seek::rewind(&mut file).context("read the description")?;
+        file.read_to_end(&mut text).context("read the description")?;
+        let wanted: ExecDescription = serde_json::from_slice(&text).context("read the description")?;
+        let directory = self.directory();
+        let config = &self.container.config;
+        let user = wanted.user.as_deref().unwrap_or(&config.user);
+        let identity = Identity::resolve_with(Some(user), &config.groups, &self.merged())?;
+        give(&stdio, &identity)?;
+        let bundle = fs::read(directory.join("bundle/config.json")).context("read the bundle")?;
+        let mut process: Value = serde_json::from_slice::<Value>(&bundle)?["process"].take();
+        process["args"] = wanted.args.into();
+        let mut env = spec::environment(config, wanted.tty, &identity.home.to_string_lossy());
+        for entry in wanted.env {
+            let name = entry.split('=').next().unwrap_or_default().to_owned();
+            env.retain(|old| old.split('=').next() != Some(name.as_str()));
+            env.push(entry);
+        }
+        process["env"] = env.into();
+        process["user"] = spec::user(&identity);
+        process["terminal"] = wanted.tty.into();
+        if let Some(workdir) = wanted.workdir {
+            process["cwd"] = workdir.into();
+        }
+        let held = match wanted.privileged {
+            true => spec::all_capabilities().into(),
+            false => process["capabilities"]["bounding"].clone(),
+        };
+        process["capabilities"]["bounding"] = held.clone();
+        let in_force = if identity.uid == 0 { held } else { Value::Array(Vec::new()) };
+        process["capabilities"]["effective"] = in_force.clone();
+        process["capabilities"]["permitted"] = in_force;
+        if let Some(process) = process.as_object_mut() {
+            process.remove("oomScoreAdj");
+        }
+        let memory = rustix::fs::memfd_create(c"process", rustix::fs::MemfdFlags::CLOEXEC)
+            .context("describe the process")?;
+        rustix::io::write(&memory, &serde_json::to_vec(&process)?).context("describe the process")?;
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
+        let request = ExecRequest {
+            id: config.id.clone(),
+            process: Some(path.into()),
+            keeps_terminal: true,
+            stdio,
+            ..ExecRequest::default()
+        };
+        let mut executed = runtime_of(directory).exec(request)?;
+        executed.release();
+        let process = ProcessIdentity::of(executed.pid()).context("look at the process")?;
+        Ok((process, executed.take_terminal()))
+    }
+
+    fn take_away(&self, last: bool, remove: bool) -> anyhow::Result<()> {
+        let directory = self.directory();
+        self.ports.take();
+        network::leave(&self.container.config)?;
+        runtime_of(directory).delete(&self.container.config.id, true)?;
+        if !last {
+            return Ok(());
+        }
+        if let Some(process) = mount_process_of(directory) {
+            end_mount(process, &self.merged())?;
+            fs::remove_file(directory.join(MOUNT)).context("forget the mount process")?;
+        }
+        let lower = directory.join("lower");
+        if lower.exists() {
+            // The view of a root filesystem.
+            rustix::mount::unmount(&lower, rustix::mount::UnmountFlags::DETACH).ok();
+        }
+        for name in ["oci", "bundle"] {
+            remove_tree(&directory.join(name))?;
+        }
+        if remove {
+            self.container.remove(&Containers::at(&store_root()?)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks it to unmount, and waits until it has released the layers and the upper.
+fn end_mount(process: ProcessIdentity, merged: &Path) -> anyhow::Result<()> {
+    let Some(pid) = Pid::from_raw(process.pid).filter(|_| process.is_alive()) else {
+        rustix::mount::unmount(merged, rustix::mount::UnmountFlags::DETACH).ok();
+        return Ok(());
+    };
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        result => result.context("watch the mount process")?,
+    };
+    match rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::TERM) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => return Err(error).context("ask the mount process to unmount"),
+    }
+    let mut wanted = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut wanted, None))
+        .context("wait for the mount process")?;
+    Ok(())
+}
+
+/// Pipes belong to the program's user, so that it can open `/dev/stdout` again.
+fn give(stdio: &Stdio, identity: &Identity) -> anyhow::Result<()> {
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    for fd in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten() {
+        let kind = rustix::fs::FileType::from_raw_mode(
+            rustix::fs::fstat(fd.as_fd()).context("look at a stream")?.st_mode,
+        );
+        if kind == rustix::fs::FileType::Fifo {
+            rustix::fs::fchown(fd, Some(uid), Some(gid)).context("give a stream to the program's user")?;
+        }
+    }
+    Ok(())
+}
+
+fn undone(error: &anyhow::Error) -> Undone {
+    let kind = error.chain().find_map(|cause| match cause.downcast_ref::<RuntimeError>() {
+        Some(RuntimeError::Create(create)) => Some(create.kind()),
+        _ => cause.downcast_ref::<CreateError>().map(CreateError::kind),
+    });
+    Undone { kind: kind.unwrap_or(FailureKind::Setup), words: ui::chain(error) }
+}
+
+impl Body for Own {
+    fn start(&mut self, stdio: Stdio) -> Result<(Started, Option<OwnedFd>), Undone> {
+        self.run(stdio).map_err(|error| undone(&error))
+    }
+
+    fn exec(
+        &mut self,
+        description: OwnedFd,
+        stdio: Stdio,
+    ) -> Result<(ProcessIdentity, Option<OwnedFd>), Undone> {
+        self.execute(description, stdio).map_err(|error| undone(&error))
+    }
+
+    fn clean_up(&mut self, _started: Option<&Started>, last: bool, remove: bool) -> Result<(), String> {
+        self.take_away(last, remove).map_err(|error| ui::chain(&error))
+    }
+}

@@ -1,0 +1,85 @@
+//! `layerfs monitor`: what a container's monitor is started as. For the program's own use.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use layerfs_runner::monitor::log::Rotation;
+use layerfs_runner::monitor::{Settings, serve, take_inherited};
+
+use super::body::Own;
+use super::config::ContainerConfig;
+use super::create_values::bytes;
+use super::store::{self, LOG};
+use crate::logging::LogOptions;
+
+/// Seconds until a container that was asked to stop is killed, if it says nothing else.
+const STOP_TIMEOUT: i64 = 10;
+
+/// Be the monitor of a container (started by other commands)
+#[derive(Debug, Args)]
+#[command(hide = true)]
+pub(crate) struct MonitorArgs {
+    directory: PathBuf,
+    /// Number of the descriptor that leads to the command.
+    connection: i32,
+    /// Number of the descriptor that holds the container's lock.
+    lock: i32,
+}
+
+pub(crate) fn monitor(args: MonitorArgs) -> anyhow::Result<ExitCode> {
+    let inherited = take_inherited(args.connection, args.lock)?;
+    let mut log = LogOptions::from_env();
+    log.file = Some(args.directory.join("monitor.log"));
+    log.start()?;
+    let result = be(args.directory, log, inherited);
+    if let Err(error) = &result {
+        tracing::error!("{error:#}");
+    }
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+fn be(
+    directory: PathBuf,
+    log: LogOptions,
+    inherited: layerfs_runner::monitor::Inherited,
+) -> anyhow::Result<()> {
+    let container = store::read_for_monitor(&directory)?;
+    let settings = settings_of(&container.config, &container)?;
+    serve(settings, Own { container, log, ports: RefCell::default() }, inherited)
+        .context("watch the container")
+}
+
+fn settings_of(config: &ContainerConfig, container: &store::Container) -> anyhow::Result<Settings> {
+    let log = match config.log_driver.as_str() {
+        "none" => None,
+        _ => {
+            let option = |name: &str| config.log_options.get(name).map(String::as_str);
+            let max_size = match option("max-size") {
+                None | Some("-1") => None,
+                Some(text) => Some(bytes(text)?.unsigned_abs()),
+            };
+            let max_files = option("max-file").and_then(|text| text.parse().ok()).unwrap_or(1);
+            Some((container.directory.join(LOG), Rotation { max_size, max_files }))
+        }
+    };
+    Ok(Settings {
+        directory: container.directory.clone(),
+        record: container.record.clone(),
+        log,
+        restart: config.restart,
+        terminal: config.tty,
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        stop_signal: stop_signal(config),
+        stop_timeout: config.stop_timeout.unwrap_or(STOP_TIMEOUT),
+        remove: config.remove,
+    })
+}
+
+/// The signal that asks it to stop.
+pub(super) fn stop_signal(config: &ContainerConfig) -> i32 {
+    layerfs_runner::runtime::parse_signal(&config.stop_signal).unwrap_or(libc::SIGTERM)
+}

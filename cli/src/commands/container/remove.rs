@@ -1,0 +1,75 @@
+//! `layerfs rm`.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Args;
+
+use super::each;
+use super::stop::end;
+use super::store::{Container, Containers};
+use crate::exit::Hinted;
+
+/// Remove containers
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    /// Also containers that run, which are killed; one that does not exist is no failure
+    #[arg(short, long)]
+    force: bool,
+    /// Also their anonymous volumes, which go with them in any case
+    #[arg(short, long)]
+    volumes: bool,
+    /// Links are not supported
+    #[arg(short, long, hide = true)]
+    link: bool,
+    /// The containers
+    #[arg(value_name = "CONTAINER", required = true)]
+    containers: Vec<String>,
+}
+
+pub(crate) fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
+    if args.link {
+        bail!("--link: there are no links between containers");
+    }
+    let containers = Containers::open()?;
+    each(&args.containers, |name| {
+        match containers.find(name) {
+            Ok(container) => one(&containers, &container, args.force)?,
+            Err(error) if args.force && error.to_string().starts_with("No such container") => {}
+            Err(error) => return Err(error),
+        }
+        Ok(name.clone())
+    })
+}
+
+/// Removes one container.
+pub(super) fn one(containers: &Containers, container: &Container, force: bool) -> anyhow::Result<()> {
+    let is_busy = container.record.is_watched()
+        && matches!(
+            container.record.status,
+            layerfs_runner::monitor::record::Status::Running
+                | layerfs_runner::monitor::record::Status::Restarting
+        );
+    if is_busy && !force {
+        bail!(Hinted {
+            message: format!(
+                "cannot remove container \"/{}\": container is {}",
+                container.config.name,
+                container.word()
+            ),
+            hint: "stop the container before attempting removal or force remove".into(),
+        });
+    }
+    if is_busy && container.config.is_foreground {
+        bail!("container {} belongs to a foreground run; end that", container.short());
+    }
+    if is_busy && end(container, Some(libc::SIGKILL), Some(0), true)? {
+        return Ok(());
+    }
+    match container.lock() {
+        Ok((_lock, now)) => now.remove(containers),
+        // Somebody else has removed it.
+        Err(_) if !container.directory.exists() => Ok(()),
+        Err(error) => Err(error),
+    }
+}

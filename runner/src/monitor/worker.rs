@@ -1,0 +1,160 @@
+//! Work in a process of its own: what needs memory or may block is not done by the monitor itself.
+//!
+//! The worker ends when it has reported. What it has made, the container's first process among it, becomes the monitor's
+//! child then.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::protocol;
+use crate::channel::FailureKind;
+use crate::process::Stdio;
+use crate::state::ProcessIdentity;
+use crate::sys;
+use crate::sys::process::Forked;
+
+/// Longest report.
+const REPORT_MAX: usize = 16 * 1024;
+/// Longest text of a failure in it.
+const WORDS_MAX: usize = 4096;
+
+/// What a container is made of, and how.
+pub trait Body {
+    /// Makes the root filesystem and the container, and runs its program with `stdio`, or with a terminal whose master
+    /// comes back. Called in a process of its own, which ends right after; its children stay.
+    ///
+    /// # Errors
+    /// Why not. Nothing is left then but what [`Self::clean_up`] removes.
+    fn start(&mut self, stdio: Stdio) -> Result<(Started, Option<OwnedFd>), Undone>;
+
+    /// Executes another program in the container, as `description` says. Called in a process of its own.
+    ///
+    /// # Errors
+    /// Why not.
+    fn exec(
+        &mut self,
+        description: OwnedFd,
+        stdio: Stdio,
+    ) -> Result<(ProcessIdentity, Option<OwnedFd>), Undone>;
+
+    /// The program has ended: takes away what a next start makes anew; `last`: everything but the container's
+    /// directory; `remove`: that too. Called in the monitor itself when it is the last.
+    ///
+    /// # Errors
+    /// What is left.
+    fn clean_up(&mut self, started: Option<&Started>, last: bool, remove: bool) -> Result<(), String>;
+}
+
+/// A program that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// The program.
+    pub process: ProcessIdentity,
+    /// The process behind the root filesystem.
+    pub mount: Option<ProcessIdentity>,
+    /// Directories of its cgroup.
+    pub cgroup: Vec<PathBuf>,
+}
+
+/// What was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undone {
+    /// What kind of failure.
+    pub kind: FailureKind,
+    /// Why.
+    pub words: String,
+}
+
+impl Undone {
+    /// A failure that is not about the program.
+    #[must_use]
+    pub fn setup(words: impl Into<String>) -> Self {
+        Self { kind: FailureKind::Setup, words: words.into() }
+    }
+}
+
+/// What a worker reports.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Report {
+    Started(Started),
+    Executed(ProcessIdentity),
+    Failed(Undone),
+}
+
+/// A worker at work.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pid: Pid,
+    socket: OwnedFd,
+}
+
+impl Worker {
+    /// Forks it. The closure runs there.
+    pub(super) fn start(work: impl FnOnce() -> (Report, Option<OwnedFd>)) -> io::Result<Self> {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        match sys::process::fork_into(0)? {
+            Forked::Child => {
+                drop(ours);
+                let (report, descriptor) = std::panic::catch_unwind(AssertUnwindSafe(work))
+                    .unwrap_or_else(|_| (Report::Failed(Undone::setup("a fault of layerfs itself")), None));
+                let text = text_of(report);
+                // Without a monitor there is nobody to tell; the container's processes see its end themselves.
+                protocol::send(
+                    &theirs,
+                    [&text, &[]],
+                    descriptor.as_ref().map(AsFd::as_fd),
+                    SendFlags::empty(),
+                )
+                .ok();
+                sys::process::exit_now(0)
+            }
+            Forked::Parent { pid, .. } => Ok(Self { pid, socket: ours }),
+        }
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Its report, once the socket is readable.
+    pub(super) fn report(&self) -> (Report, Option<OwnedFd>) {
+        let mut buffer = vec![0_u8; REPORT_MAX];
+        let failed = |words: &str| (Report::Failed(Undone::setup(words)), None);
+        match protocol::receive(&self.socket, &mut buffer, RecvFlags::empty()) {
+            Ok(incoming) if incoming.length > 0 => {
+                match serde_json::from_slice(buffer.get(..incoming.length).unwrap_or_default()) {
+                    Ok(report) => (report, incoming.descriptor),
+                    Err(error) => failed(&format!("the process that made the container said: {error}")),
+                }
+            }
+            _ => failed("the process that was making the container was killed"),
+        }
+    }
+}
+
+impl AsFd for Worker {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn text_of(mut report: Report) -> Vec<u8> {
+    if let Report::Failed(undone) = &mut report
+        && undone.words.len() > WORDS_MAX
+    {
+        let cut = (0..=WORDS_MAX).rev().find(|at| undone.words.is_char_boundary(*at)).unwrap_or(0);
+        undone.words.truncate(cut);
+    }
+    match serde_json::to_vec(&report) {
+        Ok(text) if text.len() <= REPORT_MAX => text,
+        _ => br#"{"Failed":{"kind":"Setup","words":"the container's cgroup has too many directories"}}"#
+            .to_vec(),
+    }
+}

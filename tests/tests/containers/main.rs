@@ -1,0 +1,15 @@
+//! Containers with a monitor: their whole life by docker's words, attaching, restarting, and what a crash leaves.
+//!
+//! Each test has a store and an image of its own (a static busybox); at its end no container, mount or process stays.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "this is test code: a broken expectation is a failed test"
+)]
+
+mod crash;
+mod lifecycle;
+mod options;
+mod streams;
+mod world;
