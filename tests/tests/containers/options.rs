@@ -45,7 +45,7 @@ fn mounts_limits_and_rights_are_as_asked() {
         "NoNewPrivs:\t1\n"
     );
     assert_eq!(run(&["--init"], "cat /proc/1/comm").stdout, "init\n");
-    assert_eq!(run(&["--network", "host"], "ls /sys/class/net").stdout.is_empty(), false);
+    assert!(!run(&["--network", "host"], "ls /sys/class/net").stdout.is_empty());
     assert_eq!(run(&[], "ls /sys/class/net").stdout, "lo\n");
     assert_eq!(run(&["--pid", "host"], "test $$ != 1 && echo shared").stdout, "shared\n");
     assert_eq!(run(&["--group-add", "audio", "--group-add", "77"], "id -G").stdout, "0 29 77\n");

@@ -334,8 +334,8 @@ mod tests {
 
     #[test]
     fn later_variables_replace_earlier_ones() {
-        let mut options = CreateOptions::default();
-        options.env = vec!["A=2".into(), "B=3".into(), "NOT_SET_ANYWHERE_HERE".into()];
+        let env = vec!["A=2".into(), "B=3".into(), "NOT_SET_ANYWHERE_HERE".into()];
+        let mut options = CreateOptions { env, ..CreateOptions::default() };
         let all = environment(vec!["A=1".into(), "PATH=/bin".into()], &options).unwrap();
         assert_eq!(all, ["A=2", "PATH=/bin", "B=3"]);
         options.env = vec!["=x".into()];
