@@ -50,8 +50,9 @@ enum Taken {
 }
 
 /// Finished layers are put in their places when so many bytes of blobs and trees wait for it, or one of them as long:
-/// rarely, since each time costs a sync, and often enough for a killed pull to keep most of what it had.
-const PUBLISH_BYTES: u64 = 128 << 20;
+/// rarely, since each time costs a sync, and often enough for a killed pull to keep most of what it had. The unit tests, whose
+/// layers are tiny, see each of them published.
+const PUBLISH_BYTES: u64 = if cfg!(test) { 1 } else { 128 << 20 };
 const PUBLISH_AFTER: Duration = Duration::from_secs(1);
 
 /// Layers between being taken in and being published. They are completed from the lowest up, as each may depend on those

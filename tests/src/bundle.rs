@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::privilege::{layerfs_binary, require_root, skip};
 use crate::scratch::Scratch;
 
-const APPLETS: [&str; 34] = [
+const APPLETS: [&str; 35] = [
     "sh", "cat", "chroot", "cut", "date", "dd", "echo", "env", "false", "grep", "hostname", "id", "ionice",
     "ip", "kill", "ls", "mkdir", "mknod", "mount", "nice", "ps", "pwd", "readlink", "rm", "sleep", "stat",
     "stty", "tail", "touch", "true", "tty", "umount", "uname", "wc", "wget",
