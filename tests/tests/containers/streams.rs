@@ -138,21 +138,3 @@ fn logs_are_kept_followed_and_cut() {
     assert_eq!(world.layerfs(&["run", "--log-driver", "none", "--name", "mute", "box"]).code, 0);
     assert_eq!(world.layerfs(&["logs", "mute"]).code, 1);
 }
-
-#[test]
-fn clients_do_not_hold_each_other_up() {
-    let Some(world) = World::new() else { return };
-    // A container on a terminal writes without end; one client never reads, another one does.
-    let script =
-        "while read x; do echo here; test $x = go && break; done; seq 1 60000; echo all''done; read x";
-    world.ok(&["run", "-dit", "--name", "c", "box", "sh", "-c", script]);
-    let (deaf, hearing) = (Terminal::new(), Terminal::new());
-    let _deaf = world.on_terminal(&["attach", "c"], &deaf);
-    let mut hearing = world.on_terminal(&["attach", "c"], &hearing);
-    world.attach_is_heard(&mut hearing);
-    hearing.type_in(b"go\n");
-    hearing.wait_for("alldone");
-    hearing.type_in(b"\n");
-    assert_eq!(hearing.code(), 0);
-    assert_eq!(world.ok(&["wait", "c"]), "0");
-}

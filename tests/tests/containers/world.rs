@@ -172,21 +172,6 @@ impl World {
         Running { child, output, seen: Vec::new() }
     }
 
-    /// Types until the program has answered: what is typed before the terminal is raw is lost.
-    pub(crate) fn attach_is_heard(&self, attached: &mut Running) {
-        let end = Instant::now() + PATIENCE;
-        while !attached.seen.windows(4).any(|window| window == b"here") {
-            assert!(Instant::now() < end, "the program does not answer");
-            attached.type_in(b"x\n");
-            if readable(&attached.output, end.min(Instant::now() + Duration::from_millis(100))) {
-                let mut buffer = [0_u8; 4096];
-                let length =
-                    fs::File::from(attached.output.try_clone().unwrap()).read(&mut buffer).unwrap_or(0);
-                attached.seen.extend_from_slice(&buffer[..length]);
-            }
-        }
-    }
-
     pub(crate) fn containers(&self) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.store.join("containers")) else { return Vec::new() };
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
@@ -264,6 +249,8 @@ impl Running {
                 self.seen.drain(..at + text.len());
                 return;
             }
+            // What cannot be part of it any more is not looked at again.
+            self.seen.drain(..self.seen.len().saturating_sub(text.len()));
             assert!(
                 readable(&self.output, end),
                 "waiting for {text:?}, got {:?}",
