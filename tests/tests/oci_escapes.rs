@@ -257,9 +257,9 @@ fn who_joins_cannot_be_looked_at_by_who_is_inside() {
     // What it could see it was shown before the program ran only if the name is still the runtime's after it.
     let script = "still() { read again < $p/comm && case $again in layerfs*) echo seen $1;; esac; }; \
                   while :; do for p in /proc/[0-9]*; do read name < $p/comm && case $name in layerfs*) echo met; \
-                  for f in exe root cwd fd/0; do readlink $p/$f > /dev/null && still $f; done; \
-                  read line < $p/environ && still environ; read line < $p/syscall && still syscall; \
-                  ls $p/fd/ > /dev/null && still fd;; esac; done; done 2>/dev/null";
+                  for f in exe root cwd fd/0 fd/3 fd/4 fd/5; do readlink $p/$f > /dev/null && still $f; done; \
+                  read line < $p/environ && still environ; read line < $p/syscall && still syscall;; \
+                  esac; done; done 2>/dev/null";
     let out = bundles.rootfs().join("data/seen");
     let (id, _) = bundles.start(&format!("{{ {script}; }} > /data/seen"), |_| {});
     let mut tries = 0;

@@ -66,8 +66,10 @@ fn read_file(path: &Path) -> Result<Vec<u8>, DocumentError> {
 }
 
 /// The specification's spelling of two flags of schedulers, and the one that the types understand.
-const SCHEDULER_FLAGS: [(&str, &str); 2] =
-    [("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"), ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_DLOVERRUN")];
+const SCHEDULER_FLAGS: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
 
 /// `text`, with flags of schedulers as the types spell them. Documents without such flags are not looked at.
 fn respelled(text: &[u8]) -> Cow<'_, [u8]> {

@@ -87,7 +87,7 @@ fn inspect_shows_dockers_document() {
     // What is there is shown, what is not is told.
     let both = world.run(&["inspect", "some/image:2", "absent"]);
     assert_eq!(both.code, 1);
-    assert!(both.stdout.contains(&id) && both.stderr.contains("No such image: absent"), "{both:?}");
+    assert!(both.stdout.contains(&id) && both.stderr.contains("No such object: absent"), "{both:?}");
 }
 
 #[test]

@@ -132,13 +132,14 @@ fn open(dir: &Path) -> Store {
     Store::open(&dir.join("store"), Arc::new(WithoutIndex)).unwrap()
 }
 
-/// Puts an archive of an image of three layers at `dir/image.tar`, and an upper beside it.
+/// Puts an archive of an image of five layers at `dir/image.tar`, and an upper beside it.
 fn prepare(dir: &Path) {
     let upper = dir.join("upper");
     fs::create_dir(&upper).unwrap();
     let first = Store::open(&dir.join("first"), Arc::new(WithoutIndex)).unwrap();
     add(&first, "image", "base");
-    for content in ["second", "third"] {
+    // More than are taken in at once: the first are finished before the last begin.
+    for content in ["second", "third", "fourth", "fifth"] {
         fs::write(upper.join(content), content).unwrap();
         let session = first.session().unwrap();
         let image = first.find("image").unwrap();
