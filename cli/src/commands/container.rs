@@ -52,6 +52,7 @@ pub(crate) struct ContainerArgs {
 
 /// The commands for containers; the most used ones are top-level commands too.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ContainerCommand {
     Attach(attach::AttachArgs),
     Commit(super::image::commit::CommitArgs),

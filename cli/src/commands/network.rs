@@ -27,6 +27,7 @@ pub(crate) struct NetworkArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum NetworkCommand {
     Create(create::CreateArgs),
     #[command(name = "ls", visible_alias = "list")]

@@ -22,6 +22,7 @@ pub(crate) struct VolumeArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum VolumeCommand {
     Create(create::CreateArgs),
     #[command(name = "ls", visible_alias = "list")]

@@ -130,6 +130,21 @@ fn an_image_in_use_stays_and_a_container_becomes_one() {
 }
 
 #[test]
+fn a_container_is_paused_while_it_becomes_an_image_and_goes_on() {
+    let Some(world) = World::new() else { return };
+    world.ok(&["run", "-d", "--name", "busy", "box", "sh", "-c", "while :; do echo x > /data/new; done"]);
+    for pause in ["--pause", "--pause=false"] {
+        world.ok(&["commit", pause, "busy", "live"]);
+        assert_eq!(world.inspect("busy", "{{.State.Status}}"), "running", "{pause}");
+    }
+    world.ok(&["pause", "busy"]);
+    world.ok(&["commit", "busy", "live"]);
+    assert_eq!(world.inspect("busy", "{{.State.Status}}"), "paused", "it was so before");
+    world.ok(&["rm", "-f", "busy"]);
+    world.ok(&["rmi", "live"]);
+}
+
+#[test]
 fn restart_policies_hold() {
     let Some(world) = World::new() else { return };
     let script = "echo started; exit 3";

@@ -1,5 +1,8 @@
 //! The options of `create` and `run`, with docker's words; as values in `create.rs`.
 
+// Help texts put what may be left out in brackets, as usage lines do.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

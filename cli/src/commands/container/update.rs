@@ -1,5 +1,8 @@
 //! `layerfs update`.
 
+// Help texts put what may be left out in brackets, as usage lines do.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};

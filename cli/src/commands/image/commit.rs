@@ -11,6 +11,7 @@ use layerfs_image::layer::{Layer, Stack, changes, pack_merged};
 use layerfs_image::store::{Image, Store};
 use serde_json::json;
 
+use crate::commands::container::pause;
 use crate::exit::Usage;
 use crate::images::containers::{self, ContainerBase, ContainerFiles};
 use crate::images::{self, listing};
@@ -31,6 +32,10 @@ pub(crate) struct CommitArgs {
     /// Change the image's config by an instruction of a Dockerfile
     #[arg(short, long, value_name = "INSTRUCTION")]
     change: Vec<String>,
+    /// Pause the container meanwhile
+    #[arg(short, long, value_name = "true|false", default_value_t = true, default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
+    pause: bool,
     /// Say nothing but the id
     #[arg(short, long)]
     quiet: bool,
@@ -94,6 +99,8 @@ pub(crate) fn commit(args: CommitArgs) -> anyhow::Result<ExitCode> {
     let container = containers::find(&args.container)?;
     let store = images::open_store()?;
     let image = image_of(&store, &container)?;
+    // Until the layer is made.
+    let _held = if args.pause { pause::hold(&args.container)? } else { None };
     let base = match (&image, &container.base) {
         (Some(image), _) => Base::Image(image),
         (None, ContainerBase::Directory(rootfs)) => {
