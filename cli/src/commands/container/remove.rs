@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::each;
 use super::stop::end;
-use super::store::{Container, Containers};
+use super::store::{Container, Containers, Locked};
 use crate::exit::Hinted;
 
 /// Remove containers
@@ -67,7 +67,9 @@ pub(super) fn one(containers: &Containers, container: &Container, force: bool) -
         return Ok(());
     }
     match container.lock() {
-        Ok((_lock, now)) => now.remove(containers),
+        Ok(Locked::Mine(_lock, now)) => now.remove(containers),
+        // Somebody has started it meanwhile.
+        Ok(Locked::Runs(now)) => one(containers, &now, force),
         // Somebody else has removed it.
         Err(_) if !container.directory.exists() => Ok(()),
         Err(error) => Err(error),

@@ -13,7 +13,7 @@ use layerfs_runner::{FailureKind, monitor};
 
 use super::each;
 use super::session::{DETACH_KEYS, DetachKeys, Ending, Manner, stay};
-use super::store::{Container, Containers};
+use super::store::{Container, Containers, Locked};
 use crate::exit::Usage;
 use crate::ui;
 
@@ -44,7 +44,9 @@ pub(crate) fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
         let [name] = &args.containers[..] else {
             return Err(Usage("you cannot start and attach multiple containers at once".into()).into());
         };
-        let (lock, container) = containers.find(name)?.lock()?;
+        let Locked::Mine(lock, container) = containers.find(name)?.lock()? else {
+            anyhow::bail!("container {name} is running; use attach");
+        };
         let manner = Manner {
             stdin: args.interactive && container.config.stdin,
             tty: container.config.tty,
@@ -63,8 +65,10 @@ pub(crate) fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
         if found.record.is_watched() && found.is_running() {
             return Ok(name.clone());
         }
-        let (lock, container) = found.lock()?;
-        detached(&container, lock)?;
+        // Somebody else may have started it meanwhile.
+        if let Locked::Mine(lock, container) = found.lock()? {
+            detached(&container, lock)?;
+        }
         Ok(name.clone())
     })
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use layerfs_runner::monitor::protocol::{Event, Request};
 use layerfs_runner::runtime::parse_signal;
 
-use super::store::{Container, Containers};
+use super::store::{Container, Containers, Locked};
 use super::{each, start};
 use crate::exit::Usage;
 
@@ -67,11 +67,18 @@ pub(crate) fn restart(args: RestartArgs) -> anyhow::Result<ExitCode> {
     let signal = args.signal.as_deref().map(signal_of).transpose()?;
     let containers = Containers::open()?;
     each(&args.containers, |name| {
-        let container = containers.find(name)?;
-        end(&container, signal, args.time, false)?;
-        let (lock, container) = container.lock()?;
-        start::detached(&container, lock)?;
-        Ok(name.clone())
+        let mut container = containers.find(name)?;
+        loop {
+            end(&container, signal, args.time, false)?;
+            match container.lock()? {
+                Locked::Mine(lock, now) => {
+                    start::detached(&now, lock)?;
+                    return Ok(name.clone());
+                }
+                // Somebody else has started it meanwhile.
+                Locked::Runs(now) => container = *now,
+            }
+        }
     })
 }
 

@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use layerfs_runner::cgroup::Cgroup;
@@ -245,6 +246,14 @@ fn read_of_foreground_run(directory: &Path) -> anyhow::Result<Container> {
     Ok(Container { directory: directory.to_owned(), config, record })
 }
 
+/// What came of locking a container.
+pub(super) enum Locked {
+    /// It is the caller's to change; as it is now.
+    Mine(OwnedFd, Box<Container>),
+    /// It runs, and its monitor keeps the lock.
+    Runs(Box<Container>),
+}
+
 impl Container {
     pub(crate) fn id(&self) -> &str {
         &self.config.id
@@ -268,16 +277,30 @@ impl Container {
         if self.is_paused() { "paused" } else { self.record.status.word() }
     }
 
-    /// Waits until nobody else changes it; then as it is now.
-    pub(super) fn lock(&self) -> anyhow::Result<(OwnedFd, Self)> {
+    /// Waits until nobody else changes it; then as it is now. A monitor holds the lock as long as its container runs:
+    /// that is not waited for, also where it began to run only now.
+    pub(super) fn lock(&self) -> anyhow::Result<Locked> {
         let gone = || format!("No such container: {}", self.config.name);
-        let lock = lock_file(&self.directory.join(LOCK)).with_context(gone)?;
+        let mut pause = Duration::from_millis(1);
+        let lock = loop {
+            if let Some(lock) = try_lock_file(&self.directory.join(LOCK)).with_context(gone)? {
+                break lock;
+            }
+            let now = read(&self.directory).with_context(gone)?;
+            if now.record.is_watched() && matches!(now.record.status, Status::Running | Status::Restarting) {
+                return Ok(Locked::Runs(Box::new(now)));
+            }
+            // Being started, ended or removed by somebody: a moment each. Nothing tells when a lock comes free without
+            // taking it.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        };
         let record = Record::load(&self.directory);
         if record.as_ref().is_ok_and(Record::is_abandoned) {
             settle(&self.directory)?;
         }
         let now = read(&self.directory).with_context(gone)?;
-        Ok((lock, now))
+        Ok(Locked::Mine(lock, Box::new(now)))
     }
 
     /// Its monitor, if it has one.
