@@ -4,8 +4,8 @@
 //! writes the log, serves whoever attaches over a unix socket, records how the program ended, and starts it again where
 //! a restart policy says so. It survives the command that started it, and ends when the container has.
 //!
-//! One thread and one loop over descriptors ([`serve`]). What needs memory (mounting, making the container) is done by
-//! a process forked for it ([`worker`]), whose children become this process's: it is a child subreaper. What such work
+//! One thread and one loop over descriptors (`serve`). What needs memory (mounting, making the container) is done by
+//! a process forked for it (`worker`), whose children become this process's: it is a child subreaper. What such work
 //! is, the caller says with a [`Body`]: this crate knows neither images nor union mounts.
 //!
 //! Must hold: nothing that a client does stops the loop or another client; no input makes it panic; the state on disk is

@@ -70,7 +70,11 @@ impl Connection {
     /// Of the system call: `EPIPE` when the monitor is gone.
     pub fn ask(&self, request: Request, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let text = protocol::text_of(&Packet { version: VERSION, request })?;
-        Ok(protocol::send(&self.socket, [&text, &[]], descriptor, SendFlags::empty())?)
+        match protocol::send(&self.socket, [&text, &[]], descriptor, SendFlags::empty()) {
+            // It was gone before it had read what was sent: the same to whoever asks.
+            Err(rustix::io::Errno::CONNRESET) => Err(rustix::io::Errno::PIPE.into()),
+            result => Ok(result?),
+        }
     }
 
     /// Sends input; waits where the monitor is behind.

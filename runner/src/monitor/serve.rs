@@ -223,7 +223,10 @@ impl<B: Body> Monitor<B> {
             wanted.push((Ready::Oom, PollFd::new(oom, PollFlags::IN)));
         }
         for (key, program) in self.programs() {
-            if !self.peers.iter().any(|peer| peer.holds_up(key)) {
+            // What it says is not passed on before it is written down that it runs: who hears it may ask.
+            let is_known =
+                if key == MAIN { !matches!(self.phase, Phase::Starting) } else { program.process.is_some() };
+            if is_known && !self.peers.iter().any(|peer| peer.holds_up(key)) {
                 for (index, fd) in program.outputs_wanted() {
                     wanted.push((Ready::Output(key, index), fd));
                 }

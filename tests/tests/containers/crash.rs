@@ -40,7 +40,8 @@ fn without_its_filesystem_a_container_ends() {
     world.ok(&["run", "-d", "--name", "c", "box", "sleep", "1000"]);
     kill(&world.state("c")["mount"]["pid"]);
     assert_eq!(world.ok(&["wait", "c"]), "137");
-    assert!(world.inspect("c", "{{.State.Error}}").contains("root filesystem"));
+    let error = world.inspect("c", "{{.State.Error}}");
+    assert!(error.contains("root filesystem"), "{error:?}");
     world.ok(&["start", "c"]);
     assert_eq!(world.ok(&["exec", "c", "echo", "again"]), "again");
 }

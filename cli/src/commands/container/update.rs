@@ -89,7 +89,11 @@ pub(crate) fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
         if let Some(restart) = restart
             && let Some(mut connection) = container.connect()?
         {
-            connection.ask(Request::Policy { restart }, None).context("tell the monitor")?;
+            match connection.ask(Request::Policy { restart }, None) {
+                // It has ended meanwhile; the next one reads the config.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => return Ok(name.clone()),
+                result => result.context("tell the monitor")?,
+            }
             if let Some(Event::Refused { words }) =
                 connection.next_event().context("hear from the monitor")?
             {

@@ -130,7 +130,11 @@ impl<B: Body> Monitor<B> {
             result => {
                 if let Err(words) = result {
                     tracing::warn!(words, "clean up after the container");
-                    self.record.error = words;
+                    // The first error is why it ended.
+                    if !self.record.error.is_empty() {
+                        self.record.error.push_str("; ");
+                    }
+                    self.record.error.push_str(&words);
                     if remove {
                         self.record.status = Status::Dead;
                     }
