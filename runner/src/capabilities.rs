@@ -9,7 +9,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use crate::step::{Doing, StepError};
 
 /// Names of capabilities by number, without `CAP_` (linux/capability.h).
-const NAMES: [&str; 41] = [
+pub const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use layerfs_runner::capabilities::DEFAULT;
+use layerfs_runner::capabilities::{self, DEFAULT};
 use layerfs_runner::config::TerminalSize;
 use layerfs_runner::config::default_spec::{DefaultSpec, default_spec};
 use layerfs_runner::host;
@@ -22,59 +22,14 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 /// Owner of terminals in every distribution.
 const TTY_GROUP: u32 = 5;
 
-/// Names of all capabilities, without `CAP_`.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// Whether there is a capability of this name (without `CAP_`, in capitals).
 pub(super) fn is_capability(name: &str) -> bool {
-    CAPABILITIES.contains(&name)
+    capabilities::NAMES.contains(&name)
 }
 
 /// All that this process may give, as the specification names them.
 pub(super) fn all_capabilities() -> Vec<String> {
-    let all = own(CAPABILITIES.iter().map(|name| (*name).to_owned()).collect());
+    let all = own(capabilities::NAMES.iter().map(|name| (*name).to_owned()).collect());
     all.into_iter().map(|name| format!("CAP_{name}")).collect()
 }
 
@@ -128,7 +83,7 @@ pub(super) fn document(container: &Container, merged: &Path, identity: &Identity
 
 /// The capabilities that it has, without `CAP_`.
 fn held(config: &ContainerConfig) -> BTreeSet<String> {
-    let all = || CAPABILITIES.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let all = || capabilities::NAMES.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     if config.privileged {
         return own(all());
     }
@@ -151,7 +106,7 @@ fn own(mut names: BTreeSet<String>) -> BTreeSet<String> {
     let bounding =
         status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok());
     let Some(bounding) = bounding else { return names };
-    for (number, name) in CAPABILITIES.iter().enumerate() {
+    for (number, name) in capabilities::NAMES.iter().enumerate() {
         if bounding & (1 << number) == 0 {
             names.remove(*name);
         }
