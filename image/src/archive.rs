@@ -7,6 +7,8 @@ mod source;
 
 pub(crate) use import::publish;
 pub use import::{ImportOptions, import};
+#[cfg(test)]
+pub(crate) use load::load_by;
 pub use load::{Loaded, load};
 pub use save::{SaveFormat, copy_layer, save};
 pub use source::{Member, Section, Source};

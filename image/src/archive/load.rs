@@ -59,6 +59,17 @@ enum Place {
 /// # Errors
 /// When the archive is none, or damaged; images before the damaged one are loaded then.
 pub fn load(store: &Store, session: &Session, source: &Source) -> Result<Vec<Loaded>, Error> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    load_by(store, session, source, threads)
+}
+
+/// [`load`] by so many threads. With one, a layer is in its place before the next begins.
+pub(crate) fn load_by(
+    store: &Store,
+    session: &Session,
+    source: &Source,
+    threads: usize,
+) -> Result<Vec<Loaded>, Error> {
     let plans = if source.find("manifest.json")?.is_some() {
         docker_plans(source)?
     } else if source.find("index.json")?.is_some() {
@@ -70,7 +81,7 @@ pub fn load(store: &Store, session: &Session, source: &Source) -> Result<Vec<Loa
                 .into(),
         ));
     };
-    plans.into_iter().map(|plan| take_in(store, session, source, plan)).collect()
+    plans.into_iter().map(|plan| take_in(store, session, source, plan, threads)).collect()
 }
 
 fn docker_plans(source: &Source) -> Result<Vec<Plan>, Error> {
@@ -203,7 +214,13 @@ fn parse_name(name: &str) -> Result<Reference, Error> {
     Reference::parse(name).map_err(|error| Error::Name { name: name.to_owned(), why: error.to_string() })
 }
 
-fn take_in(store: &Store, session: &Session, source: &Source, plan: Plan) -> Result<Loaded, Error> {
+fn take_in(
+    store: &Store,
+    session: &Session,
+    source: &Source,
+    plan: Plan,
+    threads: usize,
+) -> Result<Loaded, Error> {
     let config_bytes = match &plan.config {
         Place::Name(name) => source.document(name)?,
         Place::Blob(digest) => verified(source.document(&blob_name(digest))?, digest)?,
@@ -228,7 +245,6 @@ fn take_in(store: &Store, session: &Session, source: &Source, plan: Plan) -> Res
         .map(|((_, blob), diff_id)| WantedLayer { diff_id: *diff_id, blob: *blob })
         .collect();
     let provider = FromArchive { source, layers: &layers };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     let (blobs, warnings) = take_layers(store, session, &wanted, &provider, threads)?;
     let id = store.add_blob(session, &config_bytes)?;
     let (manifest, media_type) = match manifest {
