@@ -83,7 +83,12 @@ impl Own {
     pub(super) fn mount(&self) -> anyhow::Result<ProcessIdentity> {
         let directory = self.directory();
         if let Some(process) = mount_process_of(directory).filter(|process| process.is_alive()) {
-            return Ok(process);
+            let namespace = |of: String| fs::read_link(format!("/proc/{of}/ns/mnt"));
+            if namespace(process.pid.to_string())? == namespace("self".into())? {
+                return Ok(process);
+            }
+            // Of a command that was killed while it had the container mounted for itself.
+            process.kill().context("end the process of an earlier mount")?;
         }
         let (lowers, holds) = self.lowers()?;
         let upper = UpperSpec { upper: directory.join("upper"), work: directory.join("work") };

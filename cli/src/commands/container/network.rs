@@ -49,6 +49,9 @@ pub(crate) struct Endpoint {
     pub(crate) mac: Option<Mac>,
 }
 
+/// Environment variable with the network of containers for which none is named.
+const DEFAULT_NETWORK: &str = "LAYERFS_NETWORK";
+
 /// The networks of `--network`: the text before the first comma, or what `name=` says; with its own options.
 fn wanted(options: &CreateOptions) -> anyhow::Result<Vec<(String, Endpoint)>> {
     let mut found: Vec<(String, Endpoint)> = Vec::new();
@@ -93,7 +96,8 @@ fn mac(text: &str) -> anyhow::Result<Mac> {
 /// The mode that the first `--network` means: whether there is such a network is known when it is looked for.
 pub(super) fn mode(options: &CreateOptions, containers: &Containers) -> anyhow::Result<NetworkMode> {
     let is_root = rustix::process::geteuid().is_root();
-    let first = wanted(options)?.into_iter().next().map(|(name, _)| name);
+    let usual = || std::env::var(DEFAULT_NETWORK).ok().filter(|name| !name.is_empty());
+    let first = wanted(options)?.into_iter().next().map(|(name, _)| name).or_else(usual);
     let name = match first.as_deref() {
         None | Some("default") if is_root => "bridge",
         None | Some("default") => return Ok(without_root(options)),
