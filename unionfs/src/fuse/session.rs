@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::abi::{IN_HEADER, InitFlags, MAJOR, MINOR, OLDEST_MINOR, Op};
+use super::buffer::{self, Buffer};
 use super::device::Device;
 use super::init::{self, Offer};
 use super::near::{Near, Place};
 use super::reply::Reply;
 use super::request::{Malformed, Request};
-use super::buffer::{self, Buffer};
 use super::{Adapter, operations};
 use crate::error::Errno;
 
