@@ -39,7 +39,9 @@ fn without_its_filesystem_a_container_ends() {
     let Some(world) = World::new() else { return };
     world.ok(&["run", "-d", "--name", "c", "box", "sleep", "1000"]);
     kill(&world.state("c")["mount"]["pid"]);
-    assert_eq!(world.ok(&["wait", "c"]), "137");
+    let code = world.ok(&["wait", "c"]);
+    // Killed by the monitor, unless it has touched a page of its file before: SIGBUS.
+    assert!(code == "137" || code == "135", "{code}");
     let error = world.inspect("c", "{{.State.Error}}");
     assert!(error.contains("root filesystem"), "{error:?}");
     world.ok(&["start", "c"]);

@@ -8,8 +8,13 @@
     reason = "this is test code: a broken expectation is a failed test"
 )]
 
+mod apply;
+mod changes;
+mod chaos;
 mod crash;
 mod lifecycle;
 mod options;
+mod snapshots;
 mod streams;
+mod system;
 mod world;

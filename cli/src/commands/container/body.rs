@@ -84,6 +84,8 @@ impl Own {
         config.flags.source = format!("layerfs:{}", self.container.short());
         // Nobody will ask for what a crash leaves of it.
         config.volatile = self.container.config.remove;
+        // Its changes may be applied to a root filesystem later.
+        config.record_lower = self.container.config.rootfs.is_some();
         let mut log = self.log.clone();
         log.file = Some(directory.join("mount.log"));
         let held: Vec<_> = holds.iter().map(LayerHold::as_fd).collect();

@@ -8,6 +8,8 @@
 //! ROOT/containers/ID/container.log  what its program wrote
 //! ROOT/containers/ID/upper, work, merged, lower   the mount
 //! ROOT/containers/ID/bundle, oci    for the runtime, while it runs
+//! ROOT/containers/ID/snapshots/NAME copies of the upper; `layer.lock` is held by whoever copies or replaces it
+//! ROOT/containers/.fork-ID          a fork being made
 //! ROOT/names/NAME                   a link to ID
 //! ```
 //!
@@ -88,6 +90,16 @@ impl Containers {
 
     pub(super) fn path(&self, id: &str) -> PathBuf {
         self.directory.join(id)
+    }
+
+    /// The directory of all.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The directory of names.
+    pub(super) fn names(&self) -> &Path {
+        &self.names
     }
 
     /// Ids of all, in no order.
@@ -232,6 +244,7 @@ fn read_of_foreground_run(directory: &Path) -> anyhow::Result<Container> {
     // Its own run is what looks after it.
     record.monitor = state.process.filter(|_| record.status == Status::Running);
     record.process = record.monitor;
+    record.cgroup = state.cgroup;
     record.started_at = rfc3339(created);
     record.finished_at = rfc3339(created);
     let config = ContainerConfig {
@@ -347,7 +360,7 @@ pub(super) fn save_config(directory: &Path, config: &ContainerConfig) -> anyhow:
 
 /// After a monitor was killed, or the machine: ends what is left of its container, and says so in the state. The lock
 /// must be held.
-fn settle(directory: &Path) -> anyhow::Result<()> {
+pub(super) fn settle(directory: &Path) -> anyhow::Result<()> {
     let Ok(mut record) = Record::load(directory) else { return Ok(()) };
     let is_now = record.boot == layerfs_runner::monitor::record::boot();
     let was_running = matches!(record.status, Status::Running | Status::Restarting);
@@ -383,7 +396,7 @@ fn settle(directory: &Path) -> anyhow::Result<()> {
     record.save(directory).context("write the container's state")
 }
 
-fn lock_file(path: &Path) -> anyhow::Result<OwnedFd> {
+pub(super) fn lock_file(path: &Path) -> anyhow::Result<OwnedFd> {
     let file = open_lock(path)?;
     rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
         .with_context(|| format!("lock {}", path.display()))?;
@@ -410,7 +423,7 @@ pub(super) fn lock_path(directory: &Path) -> PathBuf {
     directory.join(LOCK)
 }
 
-fn is_id(name: &str) -> bool {
+pub(super) fn is_id(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

@@ -1,0 +1,127 @@
+//! `layerfs fork`.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use layerfs_image::layer::{TreeCopy, remove_tree};
+use layerfs_runner::runtime::time::rfc3339;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use super::super::create::{new_id, write_down};
+use super::super::store::Containers;
+use super::rest::at_rest;
+use super::snapshots;
+use crate::commands::run::short;
+use crate::exit::Hinted;
+use crate::ui;
+
+/// Begins the name of a directory in which a fork is made; the rest is its id.
+pub(crate) const UNFINISHED: &str = ".fork-";
+
+/// Make a second container that goes on from where one is
+///
+/// It has the same image, options and changes, and a copy of the anonymous volumes; from then on the two have nothing in
+/// common. A container that runs is paused for that moment. The fork is not started: its id is printed.
+#[derive(Debug, Args)]
+pub(crate) struct ForkArgs {
+    /// Name of the new container
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// From this snapshot, in place of what the container is now
+    #[arg(long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+    /// The container
+    #[arg(value_name = "CONTAINER")]
+    container: String,
+}
+
+/// A directory in which a fork is made, locked; dropping it removes it.
+struct Beside {
+    path: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Beside {
+    fn new(path: PathBuf) -> anyhow::Result<Self> {
+        let words = || format!("make a directory for the fork: {}", path.display());
+        fs::DirBuilder::new().mode(0o700).create(&path).with_context(words)?;
+        let lock = open_directory(&path).with_context(words)?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(words)?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Whether somebody makes a fork in this directory.
+pub(crate) fn is_being_made(path: &Path) -> anyhow::Result<bool> {
+    let words = || format!("look at {}", path.display());
+    let directory = match open_directory(path) {
+        Err(rustix::io::Errno::NOENT) => return Ok(true),
+        opened => opened.with_context(words)?,
+    };
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error).with_context(words),
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "remove what a fork was made in");
+        }
+    }
+}
+
+pub(crate) fn fork(args: ForkArgs) -> anyhow::Result<ExitCode> {
+    let containers = Containers::open()?;
+    let mut rest = at_rest(&containers, &args.container)?;
+    let container = &rest.container;
+    if container.config.is_foreground {
+        bail!(Hinted {
+            message: format!(
+                "container {} was kept by `run --rootfs` and cannot be started again",
+                container.short()
+            ),
+            hint: "give the run a --name, and it can be forked".into(),
+        });
+    }
+    let mut config = container.config.clone();
+    config.id = new_id()?;
+    config.created = rfc3339(SystemTime::now());
+    if config.hostname == container.short() {
+        config.hostname = short(&config.id).to_owned();
+    }
+    if config.rootfs.is_some() && config.lower_since.is_empty() {
+        config.lower_since.clone_from(&container.config.created);
+    }
+    let beside = Beside::new(containers.directory().join(format!("{UNFINISHED}{}", config.id)))?;
+    let copy = |from: &Path, name: &str| {
+        TreeCopy::default().copy(from, &beside.path.join(name)).map(|_| ()).context("copy the changes")
+    };
+    match &args.snapshot {
+        Some(name) => {
+            snapshots::find(container, name)?;
+            copy(&snapshots::tree_of(container, name), "upper")?;
+        }
+        None => copy(&container.directory.join("upper"), "upper")?,
+    }
+    let volumes = container.directory.join("volumes");
+    if volumes.is_dir() {
+        copy(&volumes, "volumes")?;
+    }
+    rest.go_on();
+    let (made, _lock) = write_down(&containers, config, args.name.as_deref(), Some(&beside.path))?;
+    ui::print(format!("{}\n", made.id()))?;
+    Ok(ExitCode::SUCCESS)
+}
