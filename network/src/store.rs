@@ -232,7 +232,7 @@ impl Networks {
     }
 
     /// Subnets that a new one must keep clear of.
-    fn used(&self, networks: &[Network]) -> Result<Vec<IpNet>> {
+    pub(crate) fn used(&self, networks: &[Network]) -> Result<Vec<IpNet>> {
         let occupied = || Socket::route()?.occupied();
         let host = occupied().doing(|| "list the host's addresses and routes".into())?;
         let ours = networks.iter().flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet));
@@ -250,7 +250,7 @@ impl Networks {
         self.directory.join(format!("{id}.json"))
     }
 
-    fn write(&self, network: &Network) -> Result<()> {
+    pub(crate) fn write(&self, network: &Network) -> Result<()> {
         replace(&self.document(&network.id), network, true)
     }
 }

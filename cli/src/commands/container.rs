@@ -9,6 +9,7 @@ mod body;
 pub(crate) mod boot;
 pub(crate) mod check;
 pub(crate) mod config;
+pub(crate) mod copy;
 pub(crate) mod create;
 mod etc;
 pub(crate) mod exec;
@@ -19,8 +20,9 @@ pub(crate) mod logs;
 pub(crate) mod monitor;
 mod mounts;
 mod names;
-mod network;
+pub(crate) mod network;
 pub(crate) mod options;
+mod parts;
 pub(crate) mod pause;
 pub(crate) mod port;
 pub(crate) mod prune;
@@ -60,6 +62,8 @@ pub(crate) enum ContainerCommand {
     Apply(layer::apply::ApplyArgs),
     Attach(attach::AttachArgs),
     Commit(super::image::commit::CommitArgs),
+    #[command(name = "cp")]
+    Copy(copy::CopyArgs),
     Create(create::CreateArgs),
     Diff(layer::diff::DiffArgs),
     Discard(layer::discard::DiscardArgs),
@@ -96,6 +100,7 @@ pub(crate) fn container(args: ContainerArgs) -> anyhow::Result<ExitCode> {
         ContainerCommand::Discard(args) => layer::discard::discard(args),
         ContainerCommand::Attach(args) => attach::attach(args),
         ContainerCommand::Commit(args) => super::image::commit::commit(args),
+        ContainerCommand::Copy(args) => copy::copy(args),
         ContainerCommand::Create(args) => create::create(args),
         ContainerCommand::Diff(args) => layer::diff::diff(args),
         ContainerCommand::Exec(args) => exec::exec(args),

@@ -65,7 +65,7 @@ fn what_is_not_used_is_removed() {
         format!("Deleted Containers:\n{id}\n\nDeleted Networks:\nunused\n\nTotal reclaimed space: ");
     assert!(said.starts_with(&expected), "{said}");
     let said = world.ok(&["system", "prune", "-f", "-a", "--volumes"]);
-    assert!(said.contains(&format!("Deleted Volumes:\n{volume}\n\n")), "{said}");
+    assert!(said.contains("Deleted Volumes:\n") && said.contains(&volume), "{said}");
     // A running container's image is used.
     assert_eq!(world.ok(&["ps", "-a", "--format", "{{.Names}}"]), "runs");
     assert!(world.ok(&["images"]).contains("box"));

@@ -90,7 +90,8 @@ pub(crate) fn stop(_args: &SystemStopArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open()?;
     let mut asked = Vec::new();
     for container in containers.all()? {
-        if container.config.is_foreground || !container.record.is_watched() {
+        let runs = matches!(container.record.status, Status::Running | Status::Restarting);
+        if container.config.is_foreground || !runs || !container.record.is_watched() {
             continue;
         }
         let monitor = container.record.monitor.and_then(|monitor| Pid::from_raw(monitor.pid));

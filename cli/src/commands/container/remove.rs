@@ -16,7 +16,7 @@ pub(crate) struct RemoveArgs {
     /// Also containers that run, which are killed; one that does not exist is no failure
     #[arg(short, long)]
     force: bool,
-    /// Also their anonymous volumes, which go with them in any case
+    /// Also the volumes without a name that were made for them
     #[arg(short, long)]
     volumes: bool,
     /// Links are not supported
@@ -34,7 +34,12 @@ pub(crate) fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open()?;
     each(&args.containers, |name| {
         match containers.find(name) {
-            Ok(container) => one(&containers, &container, args.force)?,
+            Ok(container) => {
+                one(&containers, &container, args.force)?;
+                if args.volumes {
+                    super::volume::remove_own(&container.config)?;
+                }
+            }
             Err(error) if args.force && error.to_string().starts_with("No such container") => {}
             Err(error) => return Err(error),
         }
@@ -67,7 +72,23 @@ pub(super) fn one(containers: &Containers, container: &Container, force: bool) -
         return Ok(());
     }
     match container.lock() {
-        Ok(Locked::Mine(_lock, now)) => now.remove(containers),
+        Ok(Locked::Mine(_lock, now)) => {
+            if !force && now.directory.join(super::layer::apply::JOURNAL).exists() {
+                bail!(Hinted {
+                    message: format!(
+                        "container {} was being applied by a command that was killed",
+                        now.config.name
+                    ),
+                    hint: format!(
+                        "finish that first (layerfs apply {0}), or leave it as it is: layerfs rm -f {0}",
+                        now.config.name
+                    ),
+                });
+            }
+            now.remove(containers)?;
+            crate::events::container("destroy", &now.config, &[]);
+            Ok(())
+        }
         // Somebody has started it meanwhile.
         Ok(Locked::Runs(now)) => one(containers, &now, force),
         // Somebody else has removed it.

@@ -61,6 +61,7 @@ pub(crate) fn remove_unused(filters: &[String], all: bool) -> anyhow::Result<(Ve
         let size = volumes.size(&volume)?;
         match volumes.remove(&volume.name, &users::of) {
             Ok(volume) => {
+                crate::events::volume("destroy", &volume.name);
                 removed.push(volume.name);
                 bytes += size;
             }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{Access, AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::super::copy::copy_data;
@@ -76,7 +76,50 @@ fn is_within(path: &[u8], unsteady: &BTreeSet<&[u8]>) -> bool {
     false
 }
 
+/// What cannot be done later for want of permission is found out while nothing has changed.
+fn permitted(root: &Root, entry: &Entry) -> Result<(), Errno> {
+    let may_write = |path: &[u8]| -> Result<(), Errno> {
+        let dir = match root.directory(split(path).0) {
+            // It is about to be made.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            dir => dir?,
+        };
+        rustix::fs::accessat(&dir, c".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+    };
+    match entry.action {
+        StepAction::Put | StepAction::Remove => {
+            may_write(&entry.beside)?;
+            may_write(&entry.path)
+        }
+        StepAction::Attributes => {
+            let (dir, name) = root.place(&entry.path)?;
+            let Some(stat) = look_at(&dir, &name)? else { return Ok(()) };
+            let own = rustix::process::geteuid();
+            let is_known = stat.stx_uid != OVERFLOW_ID && stat.stx_gid != OVERFLOW_ID;
+            // The root of a user namespace owns what has an owner in it.
+            let may = own.as_raw() == stat.stx_uid || own.is_root() && (is_known || is_initial_namespace());
+            if may { Ok(()) } else { Err(Errno::PERM) }
+        }
+    }
+}
+
+/// The owner of what has none in a user namespace (`/proc/sys/kernel/overflowuid`'s default).
+const OVERFLOW_ID: u32 = 65534;
+
+fn is_initial_namespace() -> bool {
+    let whole = |text: &str| text.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"];
+    std::fs::read_to_string("/proc/self/uid_map").map_or(true, |map| whole(&map))
+}
+
 fn prepare(stack: &Stack, root: &Root, journal: &mut Journal) -> Result<(), ApplyError> {
+    for entry in &journal.entries {
+        let words = match entry.action {
+            StepAction::Attributes => "change the attributes of",
+            StepAction::Remove => "remove",
+            StepAction::Put => "replace",
+        };
+        permitted(root, entry).map_err(ApplyError::object(words, &entry.path))?;
+    }
     let mut links: HashMap<(usize, u64), Vec<u8>> = HashMap::new();
     for entry in journal.entries.iter_mut().filter(|entry| entry.action == StepAction::Put) {
         let path = entry.path.clone();

@@ -11,10 +11,12 @@ use anyhow::{Context, bail};
 use clap::Args;
 use layerfs_image::layer::{TreeCopy, remove_tree};
 use layerfs_runner::runtime::time::rfc3339;
+use layerfs_volume::NewVolume;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use super::super::config::{ContainerConfig, MountSpec};
 use super::super::create::{new_id, write_down};
-use super::super::store::Containers;
+use super::super::store::{Containers, save_config};
 use super::rest::at_rest;
 use super::snapshots;
 use crate::commands::run::short;
@@ -116,12 +118,77 @@ pub(crate) fn fork(args: ForkArgs) -> anyhow::Result<ExitCode> {
         }
         None => copy(&container.directory.join("upper"), "upper")?,
     }
-    let volumes = container.directory.join("volumes");
-    if volumes.is_dir() {
-        copy(&volumes, "volumes")?;
-    }
+    // Whoever removes volumes asks the configs whether somebody has them.
+    let fresh = fresh_volumes(&config.mounts)?;
+    let old = std::mem::replace(&mut config.mounts, fresh);
+    save_config(&beside.path, &config)?;
+    let volumes = copy_volumes(&old, &config)?;
     rest.go_on();
-    let (made, _lock) = write_down(&containers, config, args.name.as_deref(), Some(&beside.path))?;
+    let (made, _lock) = match write_down(&containers, config, args.name.as_deref(), &[], Some(&beside.path)) {
+        Ok(made) => made,
+        Err(error) => {
+            drop(beside);
+            forget_volumes(&volumes);
+            return Err(error);
+        }
+    };
     ui::print(format!("{}\n", made.id()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The mounts with new names for the volumes that were made for the container.
+fn fresh_volumes(mounts: &[MountSpec]) -> anyhow::Result<Vec<MountSpec>> {
+    let mut fresh = mounts.to_vec();
+    for mount in &mut fresh {
+        if let MountSpec::Volume { name, anonymous: true, .. } = mount {
+            *name = new_id()?;
+        }
+    }
+    Ok(fresh)
+}
+
+/// Makes the fork's own volumes with the content of the container's; answers with their names.
+fn copy_volumes(old: &[MountSpec], config: &ContainerConfig) -> anyhow::Result<Vec<String>> {
+    let own = |mount: &MountSpec| match mount {
+        MountSpec::Volume { name, anonymous: true, .. } => Some(name.clone()),
+        _ => None,
+    };
+    let mut made = Vec::new();
+    for (old, new) in old.iter().zip(&config.mounts) {
+        let (Some(old), Some(new)) = (own(old), own(new)) else { continue };
+        let copied = copy_volume(&old, &new, &config.created);
+        made.push(new);
+        if let Err(error) = copied {
+            forget_volumes(&made);
+            return Err(error.context("copy a volume of the container"));
+        }
+    }
+    Ok(made)
+}
+
+fn copy_volume(old: &str, new: &str, created: &str) -> anyhow::Result<()> {
+    let volumes = crate::commands::volume::open()?;
+    let old = volumes.find(old)?;
+    volumes.create(&NewVolume {
+        name: Some(new.to_owned()),
+        labels: old.labels.clone(),
+        options: old.options.clone(),
+        created: created.to_owned(),
+        anonymous: true,
+        ..NewVolume::default()
+    })?;
+    let holds_something = fs::read_dir(&old.mountpoint).is_ok_and(|mut entries| entries.next().is_some());
+    if old.filled || holds_something {
+        volumes.fill(new, fs::File::open(&old.mountpoint)?)?;
+    }
+    Ok(())
+}
+
+fn forget_volumes(names: &[String]) {
+    let Ok(volumes) = crate::commands::volume::open() else { return };
+    for name in names {
+        if let Err(error) = volumes.remove(name, &|_| Vec::new()) {
+            tracing::warn!(%error, name, "a volume is left");
+        }
+    }
 }
