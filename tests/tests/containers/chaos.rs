@@ -3,7 +3,7 @@
 //!
 //! A hundred operations; three hundred with LAYERFS_TEST_LONG. LAYERFS_TEST_SEED repeats a run, as far as the machine does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -104,12 +104,20 @@ fn kill_somebody(world: &World, choices: &mut Choices) {
 }
 
 fn operate(world: &World, host: &Host, choices: &mut Choices, log: &Mutex<Vec<String>>) {
+    // Few enough that workers meet, and a fresh one, so that there is always something to meet at.
     let name = choices.of(&["n0", "n1", "n2", "n3", "n4", "n5"]);
     let other = choices.of(&["n0", "n1", "n2", "n3", "n4", "n5"]);
+    let fresh = format!("f{}", choices.next(u64::MAX >> 33));
+    let fresh = fresh.as_str();
+    let inside = format!("{name}:/data/");
     let restart = choices.of(&["no", "always", "on-failure:2"]);
     let network = choices.of(&["none", "chaos", "host"]);
     let words: &[&[&str]] = &[
         &["run", "-d", "--name", name, "--network", network, "--restart", restart, "box", "sleep", "1000"],
+        &["run", "-d", "--name", name, "--network", network, "--restart", restart, "box", "sleep", "1000"],
+        &["run", "-d", "--name", name, "--network", "none", "box", "sleep", "1000"],
+        &["run", "-d", "--name", name, "--network", "chaos", "--rm", "box", "sleep", "1000"],
+        &["run", "-d", "--name", fresh, "--network", network, "-p", "80", "box", "sleep", "1000"],
         &["run", "-d", "--name", name, "-v", "/vol", "box", "sh", "-c", "echo x > /data/x; exec sleep 1000"],
         &["run", "--rm", "--network", network, "box", "true"],
         &["create", "--name", name, "box", "sleep", "1000"],
@@ -119,29 +127,33 @@ fn operate(world: &World, host: &Host, choices: &mut Choices, log: &Mutex<Vec<St
         &["kill", name],
         &["restart", "-t", "0", name],
         &["rm", "-f", name],
-        &["rm", name],
         &["exec", name, "sh", "-c", "echo y >> /data/y; rm -f /srv/plain"],
         &["pause", name],
         &["unpause", name],
         &["rename", name, other],
         &["update", "--restart", restart, name],
         &["ps", "-a"],
+        &["restart", "-t", "0", name],
+        &["rollback", "--restart", name, "1"],
+        &["cp", "/etc/hostname", &inside],
         &["diff", name],
         &["snapshot", name],
         &["snapshot", "rm", name, "1"],
         &["rollback", name, "1"],
         &["fork", "--name", other, name],
+        &["fork", "--name", fresh, name],
         &["discard", "-y", name],
         &["commit", name, "committed"],
-        &["container", "prune", "-f"],
-        &["network", "prune", "-f"],
+        &["network", "prune", "-f", "--filter", "label!=keep"],
         &["system", "check", "--quick"],
         &["system", "start"],
     ];
     let arguments = choices.of(words);
     let mut command = host.command(world, arguments);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let killed = choices.next(3) == 0;
+    let tells = arguments[0] == "system";
+    let stdout = if tells { Stdio::piped() } else { Stdio::null() };
+    let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+    let killed = choices.next(4) == 0;
     if killed {
         // A moment of its work, which is what is varied here.
         std::thread::sleep(Duration::from_micros(choices.next(60_000)));
@@ -157,13 +169,34 @@ fn operate(world: &World, host: &Host, choices: &mut Choices, log: &Mutex<Vec<St
             std::thread::sleep(Duration::from_millis(2));
         }
         stderr.read_to_string(&mut said).ok();
+        if let Some(mut stdout) = child.stdout.take() {
+            stdout.read_to_string(&mut said).ok();
+        }
     }
     let status = child.wait().unwrap();
     log.lock().unwrap().push(format!("{arguments:?} {status} {said}"));
     assert!(!said.contains("panicked"), "{arguments:?}: {said}");
-    if choices.next(6) == 0 {
+    if choices.next(8) == 0 {
         kill_somebody(world, choices);
     }
+}
+
+/// How often each command succeeded, failed and was killed: a run in which nearly all fail shows nothing.
+fn tally(log: &[String]) -> String {
+    let mut counts: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+    for line in log {
+        let command = line.split('"').nth(1).unwrap_or_default().to_owned();
+        let how = match () {
+            () if line.contains("signal: 9") => 2,
+            () if line.contains("exit status: 0") => 0,
+            () => 1,
+        };
+        counts.entry(command).or_default()[how] += 1;
+    }
+    counts
+        .iter()
+        .map(|(command, [ok, failed, killed])| format!("{command} {ok} {failed} {killed}\n"))
+        .collect()
 }
 
 fn cgroups_of(path: &Path, ids: &BTreeSet<String>, found: &mut Vec<String>) {
@@ -189,7 +222,7 @@ fn whatever_is_killed_nothing_is_left() {
         assert!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stdout));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    ok(&["network", "create", "chaos"]);
+    ok(&["network", "create", "--label", "keep", "chaos"]);
     let log = Mutex::new(Vec::new());
     let seen = Mutex::new(BTreeSet::new());
     std::thread::scope(|scope| {
@@ -210,7 +243,10 @@ fn whatever_is_killed_nothing_is_left() {
     let said =
         String::from_utf8_lossy(&repaired.stdout).into_owned() + &String::from_utf8_lossy(&repaired.stderr);
     assert!(repaired.status.success(), "{said}\n{}", history());
-    println!("{said}");
+    println!("{said}{}", tally(&log.lock().unwrap()));
+    if std::env::var_os("LAYERFS_TEST_LONG").is_some() {
+        println!("{}", history());
+    }
     let checked = ok(&["system", "check"]);
     assert_eq!(checked, "all is well\n", "{}", history());
     let all = ok(&["ps", "-aq", "--no-trunc"]);

@@ -13,6 +13,7 @@ fn what_killed_commands_left_is_found_and_mended() {
     let (store, directory) = (world.path().join("store"), world.directory("c"));
     fs::create_dir(store.join("containers").join("0".repeat(64))).unwrap();
     fs::create_dir(store.join("containers/.fork-x")).unwrap();
+    fs::create_dir(store.join("containers/.gone-y")).unwrap();
     fs::create_dir_all(directory.join(".upper.new/x")).unwrap();
     fs::create_dir_all(directory.join("snapshots/.new-2/upper")).unwrap();
     fs::create_dir(directory.join("oci")).unwrap();
@@ -31,13 +32,14 @@ fn what_killed_commands_left_is_found_and_mended() {
     for words in [
         "000000000000 was never finished",
         ".fork-x was not finished",
+        ".gone-y was not finished",
         ".upper.new was not finished",
         ".new-2 was not finished",
         "the runtime's oci is left",
         "the name nobody is no container's",
         "container c is not found by its name",
         "container k: its monitor was killed",
-        "8 problems, 8 of them left",
+        "9 problems, 9 of them left",
     ] {
         assert!(output.stdout.contains(words), "{words}: {}", output.stdout);
     }

@@ -90,6 +90,8 @@ impl Own {
             // Of a command that was killed while it had the container mounted for itself.
             process.kill().context("end the process of an earlier mount")?;
         }
+        // Gone after a removal that came to nothing.
+        fs::create_dir_all(self.merged()).context("make a mountpoint")?;
         let (lowers, holds) = self.lowers()?;
         let upper = UpperSpec { upper: directory.join("upper"), work: directory.join("work") };
         if let Some(top) = lowers.first() {

@@ -14,7 +14,9 @@ use layerfs_runner::monitor::record::{Record, Status};
 
 use super::body::mount_process_of;
 use super::layer::{Subject, fork, snapshots};
-use super::store::{CONFIG, Container, Containers, is_id, lock_path, read_for_monitor, try_lock_file};
+use super::store::{
+    CONFIG, Container, Containers, Hidden, REMOVED, is_id, lock_path, read_for_monitor, try_lock_file,
+};
 use crate::ui;
 
 /// One thing that is not as it should be.
@@ -41,8 +43,8 @@ pub(crate) fn containers(repair: bool) -> anyhow::Result<(usize, Vec<Problem>)> 
         if is_id(name) {
             let is_container = checker.container(name, &path, &mut stopped)?;
             count += usize::from(is_container);
-        } else if name.starts_with(fork::UNFINISHED) {
-            checker.fork(&path)?;
+        } else if name.starts_with(fork::UNFINISHED) || name.starts_with(REMOVED) {
+            checker.hidden(&path);
         }
     }
     checker.names()?;
@@ -142,12 +144,11 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn fork(&mut self, path: &Path) -> anyhow::Result<()> {
-        if fork::is_being_made(path)? {
-            return Ok(());
+    fn hidden(&mut self, path: &Path) {
+        if Hidden::is_left(path) {
+            let what = format!("{} was not finished, or not removed as a whole", path.display());
+            self.found(what, "removed", || Ok(remove_tree(path)?));
         }
-        self.found(format!("{} was not finished", path.display()), "removed", || Ok(remove_tree(path)?));
-        Ok(())
     }
 
     /// Each name leads to a container of that name, and each container's name to it.

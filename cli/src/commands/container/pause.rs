@@ -67,7 +67,10 @@ pub(crate) struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Err(error) = self.cgroup.thaw() {
+        // One that has been killed meanwhile has no cgroup any more.
+        if let Err(error) = self.cgroup.thaw()
+            && self.cgroup.directories().iter().any(|directory| directory.exists())
+        {
             let words = format!("container {} is still paused (`layerfs unpause` it): {error}", self.name);
             ui::warn(words);
         }

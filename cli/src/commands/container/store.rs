@@ -9,7 +9,7 @@
 //! ROOT/containers/ID/upper, work, merged, lower   the mount
 //! ROOT/containers/ID/bundle, oci    for the runtime, while it runs
 //! ROOT/containers/ID/snapshots/NAME copies of the upper; `layer.lock` is held by whoever copies or replaces it
-//! ROOT/containers/.fork-ID          a fork being made
+//! ROOT/containers/.fork-ID, .gone-ID a fork being made, a container being removed; locked
 //! ROOT/names/NAME                   a link to ID
 //! ```
 //!
@@ -28,7 +28,7 @@ use layerfs_runner::cgroup::Cgroup;
 use layerfs_runner::monitor::connection::Connection;
 use layerfs_runner::monitor::record::{Record, Status};
 use layerfs_runner::runtime::time::rfc3339;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::config::{ContainerConfig, NetworkMode};
 use crate::commands::run::{remove_tree, short, store_root};
@@ -329,26 +329,76 @@ impl Container {
 
     /// Removes it. Its lock must be held.
     pub(super) fn remove(&self, containers: &Containers) -> anyhow::Result<()> {
-        let _store = containers.lock()?;
-        // It may have another name by now, which the store's lock alone guards.
-        let name = read(&self.directory).map_or_else(|_| self.config.name.clone(), |now| now.config.name);
-        remove_files(&self.directory)?;
-        containers.free_name(&name, &self.config.id);
-        Ok(())
+        let gone = {
+            let _store = containers.lock()?;
+            // It may have another name by now, which the store's lock alone guards.
+            let name = read(&self.directory).map_or_else(|_| self.config.name.clone(), |now| now.config.name);
+            let gone = hide(&self.directory)?;
+            containers.free_name(&name, &self.config.id);
+            gone
+        };
+        gone.remove()
     }
 }
 
-/// Takes a container's directory away, the state last: what is left of it is found by its state.
+/// A directory that is locked while something is made in it, or it is removed.
+#[derive(Debug)]
+pub(super) struct Hidden {
+    pub(super) path: PathBuf,
+    _lock: OwnedFd,
+}
+
+/// Begins the name of a container's directory that is being removed; the rest is its id.
+pub(super) const REMOVED: &str = ".gone-";
+
+impl Hidden {
+    /// Makes a directory.
+    pub(super) fn make(path: PathBuf) -> anyhow::Result<Self> {
+        let words = || format!("make {}", path.display());
+        fs::DirBuilder::new().mode(0o700).create(&path).with_context(words)?;
+        let lock = lock_directory(&path).with_context(words)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Whether nobody works on the directory at `path`; false, too, when it is not there.
+    pub(super) fn is_left(path: &Path) -> bool {
+        lock_directory(path).is_ok()
+    }
+
+    pub(super) fn remove(self) -> anyhow::Result<()> {
+        remove_tree(&self.path)
+    }
+}
+
+fn lock_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
+    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(directory)
+}
+
+/// Takes a container's directory away: out of sight in one step, so that a killed command leaves a whole container or
+/// none, then from the disk.
 pub(super) fn remove_files(directory: &Path) -> anyhow::Result<()> {
+    hide(directory)?.remove()
+}
+
+fn hide(directory: &Path) -> anyhow::Result<Hidden> {
     for name in ["merged", "lower"] {
         let path = directory.join(name);
         match fs::remove_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // Still mounted: nothing is removed then.
+            // Still mounted: nothing is removed then. (They are made again by a start.)
             result => result.with_context(|| format!("remove mountpoint {}", path.display()))?,
         }
     }
-    remove_tree(directory)
+    let words = || format!("remove {}", directory.display());
+    let lock = lock_directory(directory).with_context(words)?;
+    let mut name = std::ffi::OsString::from(REMOVED);
+    name.push(directory.file_name().unwrap_or_default());
+    let path = directory.with_file_name(name);
+    fs::rename(directory, &path).with_context(words)?;
+    Ok(Hidden { path, _lock: lock })
 }
 
 pub(super) fn save_config(directory: &Path, config: &ContainerConfig) -> anyhow::Result<()> {

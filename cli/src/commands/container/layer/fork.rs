@@ -1,22 +1,19 @@
 //! `layerfs fork`.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use layerfs_image::layer::{TreeCopy, remove_tree};
+use layerfs_image::layer::TreeCopy;
 use layerfs_runner::runtime::time::rfc3339;
 use layerfs_volume::NewVolume;
-use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::super::config::{ContainerConfig, MountSpec};
 use super::super::create::{new_id, write_down};
-use super::super::store::{Containers, save_config};
+use super::super::store::{Containers, Hidden, save_config};
 use super::rest::at_rest;
 use super::snapshots;
 use crate::commands::run::short;
@@ -43,44 +40,13 @@ pub(crate) struct ForkArgs {
     container: String,
 }
 
-/// A directory in which a fork is made, locked; dropping it removes it.
-struct Beside {
-    path: PathBuf,
-    _lock: OwnedFd,
-}
-
-impl Beside {
-    fn new(path: PathBuf) -> anyhow::Result<Self> {
-        let words = || format!("make a directory for the fork: {}", path.display());
-        fs::DirBuilder::new().mode(0o700).create(&path).with_context(words)?;
-        let lock = open_directory(&path).with_context(words)?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).with_context(words)?;
-        Ok(Self { path, _lock: lock })
-    }
-}
-
-fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Whether somebody makes a fork in this directory.
-pub(crate) fn is_being_made(path: &Path) -> anyhow::Result<bool> {
-    let words = || format!("look at {}", path.display());
-    let directory = match open_directory(path) {
-        Err(rustix::io::Errno::NOENT) => return Ok(true),
-        opened => opened.with_context(words)?,
-    };
-    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(false),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
-        Err(error) => Err(error).with_context(words),
-    }
-}
+/// What a fork is made in; dropping it removes it.
+struct Beside(Option<Hidden>);
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        if let Err(error) = remove_tree(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "remove what a fork was made in");
+        if let Some(Err(error)) = self.0.take().map(Hidden::remove) {
+            tracing::warn!(error = format!("{error:#}"), "remove what a fork was made in");
         }
     }
 }
@@ -107,9 +73,10 @@ pub(crate) fn fork(args: ForkArgs) -> anyhow::Result<ExitCode> {
     if config.rootfs.is_some() && config.lower_since.is_empty() {
         config.lower_since.clone_from(&container.config.created);
     }
-    let beside = Beside::new(containers.directory().join(format!("{UNFINISHED}{}", config.id)))?;
+    let path = containers.directory().join(format!("{UNFINISHED}{}", config.id));
+    let beside = Beside(Some(Hidden::make(path.clone())?));
     let copy = |from: &Path, name: &str| {
-        TreeCopy::default().copy(from, &beside.path.join(name)).map(|_| ()).context("copy the changes")
+        TreeCopy::default().copy(from, &path.join(name)).map(|_| ()).context("copy the changes")
     };
     match &args.snapshot {
         Some(name) => {
@@ -121,10 +88,10 @@ pub(crate) fn fork(args: ForkArgs) -> anyhow::Result<ExitCode> {
     // Whoever removes volumes asks the configs whether somebody has them.
     let fresh = fresh_volumes(&config.mounts)?;
     let old = std::mem::replace(&mut config.mounts, fresh);
-    save_config(&beside.path, &config)?;
+    save_config(&path, &config)?;
     let volumes = copy_volumes(&old, &config)?;
     rest.go_on();
-    let (made, _lock) = match write_down(&containers, config, args.name.as_deref(), &[], Some(&beside.path)) {
+    let (made, _lock) = match write_down(&containers, config, args.name.as_deref(), &[], Some(&path)) {
         Ok(made) => made,
         Err(error) => {
             drop(beside);
