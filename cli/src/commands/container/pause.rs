@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 use layerfs_runner::cgroup::Cgroup;
+use layerfs_runner::monitor::record::Record;
 
 use super::each;
 use super::store::{Container, Containers};
@@ -137,6 +138,12 @@ pub(crate) fn hold_processes(container: &Container) -> anyhow::Result<Option<Hel
         .ok();
     let cgroup = Cgroup::borrowed(&container.record.cgroup);
     let held = Held { cgroup, name: container.config.name.clone(), guard };
-    held.cgroup.freeze()?;
-    Ok(Some(held))
+    match held.cgroup.freeze() {
+        Ok(()) => Ok(Some(held)),
+        // It has ended meanwhile.
+        Err(_) if Record::load(&container.directory).map_or(true, |now| now.process != container.record.process) => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }

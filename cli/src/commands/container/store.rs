@@ -138,7 +138,16 @@ impl Containers {
         match try_lock_file(&directory.join(LOCK)) {
             Ok(Some(_lock)) => {
                 settle(&directory)?;
-                read(&directory)
+                let container = read(&directory)?;
+                // Nobody waits for the store here, who may hold it: whoever looks next removes it then.
+                if container.is_to_be_removed()
+                    && let Some(store) = try_lock_file(&self.directory.join(".lock"))?
+                {
+                    container.remove_with(self, store)?;
+                    super::volume::remove_own(&container.config)?;
+                    bail!("No such container: {}", container.config.name);
+                }
+                Ok(container)
             }
             _ => Ok(container),
         }
@@ -296,8 +305,11 @@ impl Container {
         let gone = || format!("No such container: {}", self.config.name);
         let mut pause = Duration::from_millis(1);
         let lock = loop {
-            if let Some(lock) = try_lock_file(&self.directory.join(LOCK)).with_context(gone)? {
-                break lock;
+            match try_lock_file(&self.directory.join(LOCK)) {
+                Ok(Some(lock)) => break lock,
+                Ok(None) => {}
+                Err(_) if !self.directory.exists() => bail!(gone()),
+                Err(error) => return Err(error),
             }
             let now = read(&self.directory).with_context(gone)?;
             if now.record.is_watched() && matches!(now.record.status, Status::Running | Status::Restarting) {
@@ -322,6 +334,11 @@ impl Container {
         Connection::open(&self.directory).with_context(words)
     }
 
+    /// It should have been removed at its end, which did not come in order.
+    pub(super) fn is_to_be_removed(&self) -> bool {
+        self.record.status == Status::Dead && self.config.remove
+    }
+
     /// Writes what is asked for.
     pub(super) fn save_config(&self) -> anyhow::Result<()> {
         save_config(&self.directory, &self.config)
@@ -329,8 +346,12 @@ impl Container {
 
     /// Removes it. Its lock must be held.
     pub(super) fn remove(&self, containers: &Containers) -> anyhow::Result<()> {
+        self.remove_with(containers, containers.lock()?)
+    }
+
+    fn remove_with(&self, containers: &Containers, store: OwnedFd) -> anyhow::Result<()> {
         let gone = {
-            let _store = containers.lock()?;
+            let _store = store;
             // It may have another name by now, which the store's lock alone guards.
             let name = read(&self.directory).map_or_else(|_| self.config.name.clone(), |now| now.config.name);
             let gone = hide(&self.directory)?;
@@ -439,7 +460,8 @@ pub(super) fn settle(directory: &Path) -> anyhow::Result<()> {
         record.error =
             if is_now { "its monitor was killed" } else { "the machine went down while it ran" }.into();
     }
-    if record.status == Status::Removing {
+    // What nobody syncs, since it was to go at its end, cannot be started again.
+    if record.status == Status::Removing || read(directory).is_ok_and(|container| container.config.remove) {
         record.status = Status::Dead;
     }
     (record.process, record.mount, record.monitor) = (None, None, None);

@@ -135,7 +135,11 @@ fn copy_volumes(old: &[MountSpec], config: &ContainerConfig) -> anyhow::Result<V
 
 fn copy_volume(old: &str, new: &str, created: &str) -> anyhow::Result<()> {
     let volumes = crate::commands::volume::open()?;
-    let old = volumes.find(old)?;
+    let old = match volumes.find(old) {
+        // The command that made the container was killed before it made this; a start makes it.
+        Err(layerfs_volume::Error::NoSuchVolume(_)) => return Ok(()),
+        found => found?,
+    };
     volumes.create(&NewVolume {
         name: Some(new.to_owned()),
         labels: old.labels.clone(),
