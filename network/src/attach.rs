@@ -336,12 +336,8 @@ impl Networks {
         for lease in &gone {
             forget_flows(lease, false);
             let name = &lease.host_interface;
+            // The bridge stays for the next one: its removal takes the kernel longer (some 40 ms) than all the rest.
             socket.delete_link(name).doing(|| format!("remove interface {name:?}"))?;
-            let network = networks.iter().find(|network| network.id == lease.network);
-            if let Some(network) = network.filter(|n| leases.of_network(&n.id).next().is_none()) {
-                let name = &network.interface;
-                socket.delete_link(name).doing(|| format!("remove bridge {name:?}"))?;
-            }
         }
         leases.save(self.directory())
     }

@@ -195,6 +195,12 @@ impl Networks {
         if !endpoints.is_empty() {
             return Err(Error::Active { name: network.name, endpoints: endpoints.join(", ") });
         }
+        if network.driver == Driver::Bridge {
+            // Before its document, by which it is found.
+            let name = &network.interface;
+            let words = || format!("remove bridge {name:?}");
+            Socket::route().and_then(|mut socket| socket.delete_link(name)).doing(words)?;
+        }
         let path = self.document(&network.id);
         fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         let responder = crate::dns::lock_path(&self.directory, &network.id);

@@ -194,6 +194,9 @@ fn a_running_container_is_connected_and_answered_by_name() {
     world.ok(&["network", "disconnect", "back", "web"]);
     world.ok(&["network", "disconnect", "-f", "back", "client"]);
     assert!(world.refused(&["network", "disconnect", "back", "web"]).contains("is not connected"));
+    // The bridge waits for the next container.
+    assert_eq!(world.links().len(), 2);
+    world.ok(&["network", "prune", "-f", "--filter", "label=none"]);
     assert_eq!(world.links(), ["lo"]);
     drop(web);
     // The name server goes by itself: its lock is free then.
