@@ -141,9 +141,14 @@ pub(crate) fn hold_processes(container: &Container) -> anyhow::Result<Option<Hel
     match held.cgroup.freeze() {
         Ok(()) => Ok(Some(held)),
         // It has ended meanwhile.
-        Err(_) if Record::load(&container.directory).map_or(true, |now| now.process != container.record.process) => {
-            Ok(None)
-        }
+        Err(_) if has_ended(container) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn has_ended(container: &Container) -> bool {
+    let is_written =
+        Record::load(&container.directory).map_or(true, |now| now.process != container.record.process);
+    // Its end may not be written down yet.
+    is_written || !container.record.cgroup.iter().all(|directory| directory.exists())
 }

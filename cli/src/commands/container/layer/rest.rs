@@ -10,6 +10,7 @@ use super::super::store::{Container, Containers, Locked, lock_file};
 use super::flush;
 use super::snapshots::leftovers;
 use crate::exit::Hinted;
+use crate::ui;
 
 /// Held by whoever copies or replaces a container's writable layer.
 pub(in crate::commands::container) const LAYER_LOCK: &str = "layer.lock";
@@ -38,7 +39,10 @@ impl AtRest {
 
 /// Keeps other commands from copying or replacing the layer.
 pub(super) fn lock_layer(container: &Container) -> anyhow::Result<OwnedFd> {
-    let lock = lock_file(&container.directory.join(LAYER_LOCK))?;
+    let lock = match lock_file(&container.directory.join(LAYER_LOCK)) {
+        Err(_) if !container.directory.exists() => bail!("No such container: {}", container.config.name),
+        lock => lock?,
+    };
     // What killed commands have left.
     leftovers(&container.directory, true)?;
     Ok(lock)
@@ -61,6 +65,15 @@ pub(super) fn at_rest(containers: &Containers, name: &str) -> anyhow::Result<AtR
                     });
                 }
                 match hold_processes(&container) {
+                    Ok(None) if container.record.cgroup.is_empty() => {
+                        ui::warn(
+                            "the container cannot be paused here: what it writes meanwhile may be in parts",
+                        );
+                        flush(&container)?;
+                        return Ok(AtRest { container: *container, held: None, lock: None, _layer: layer });
+                    }
+                    // It has ended meanwhile.
+                    Ok(None) if !container.is_paused() => {}
                     Ok(held) => {
                         flush(&container)?;
                         return Ok(AtRest { container: *container, held, lock: None, _layer: layer });
