@@ -3,7 +3,7 @@
 //!
 //! A hundred operations; three hundred with LAYERFS_TEST_LONG. LAYERFS_TEST_SEED repeats a run, as far as the machine does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::path::Path;
@@ -110,6 +110,7 @@ fn operate(world: &World, host: &Host, choices: &mut Choices, log: &Mutex<Vec<St
     let fresh = format!("f{}", choices.next(u64::MAX >> 33));
     let fresh = fresh.as_str();
     let inside = format!("{name}:/data/");
+    let cgroup = cgroup_parent();
     let restart = choices.of(&["no", "always", "on-failure:2"]);
     let network = choices.of(&["none", "chaos", "host"]);
     let words: &[&[&str]] = &[
@@ -143,7 +144,21 @@ fn operate(world: &World, host: &Host, choices: &mut Choices, log: &Mutex<Vec<St
             "sleep",
             "1000",
         ],
-        &["run", "-d", "--stop-timeout", "0", "--name", name, "--network", "none", "box", "sleep", "1000"],
+        &[
+            "run",
+            "-d",
+            "--stop-timeout",
+            "0",
+            "--cgroup-parent",
+            &cgroup,
+            "--name",
+            name,
+            "--network",
+            "none",
+            "box",
+            "sleep",
+            "1000",
+        ],
         &[
             "run",
             "-d",
@@ -187,8 +202,19 @@ fn operate(world: &World, host: &Host, choices: &mut Choices, log: &Mutex<Vec<St
             "-c",
             "echo x > /data/x; exec sleep 1000",
         ],
-        &["run", "--rm", "--network", network, "box", "true"],
-        &["create", "--stop-timeout", "0", "--name", name, "box", "sleep", "1000"],
+        &["run", "--rm", "--cgroup-parent", &cgroup, "--network", network, "box", "true"],
+        &[
+            "create",
+            "--stop-timeout",
+            "0",
+            "--cgroup-parent",
+            &cgroup,
+            "--name",
+            name,
+            "box",
+            "sleep",
+            "1000",
+        ],
         &["start", name],
         &["start", name],
         &["stop", "-t", "0", name],
@@ -267,14 +293,28 @@ fn tally(log: &[String]) -> String {
         .collect()
 }
 
-fn cgroups_of(path: &Path, ids: &BTreeSet<String>, found: &mut Vec<String>) {
+/// All cgroups of this test are in one: whatever is in it at the end is left.
+fn cgroup_parent() -> String {
+    format!("chaos-{}", std::process::id())
+}
+
+/// Takes the parents away; answers with what is in them.
+fn cgroups_left(path: &Path, found: &mut Vec<String>) {
     let Ok(entries) = fs::read_dir(path) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.strip_prefix("layerfs-").is_some_and(|id| ids.contains(id)) {
-            found.push(entry.path().display().to_string());
+        let is_ours = entry.file_name().to_str() == Some(&cgroup_parent());
+        if is_ours {
+            let inner = fs::read_dir(entry.path()).into_iter().flatten().flatten();
+            found.extend(
+                inner
+                    .filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()))
+                    .map(|e| e.path().display().to_string()),
+            );
+            // With something in it, it stays to be looked at.
+            fs::remove_dir(entry.path()).ok();
+        } else {
+            cgroups_left(&entry.path(), found);
         }
-        cgroups_of(&entry.path(), ids, found);
     }
 }
 
@@ -292,15 +332,13 @@ fn whatever_is_killed_nothing_is_left() {
     };
     ok(&["network", "create", "--label", "keep", "chaos"]);
     let log = Mutex::new(Vec::new());
-    let seen = Mutex::new(BTreeSet::new());
     std::thread::scope(|scope| {
         for worker in 0..WORKERS {
-            let (world, host, log, seen) = (&world, &host, &log, &seen);
+            let (world, host, log) = (&world, &host, &log);
             scope.spawn(move || {
                 let mut choices = Choices(seed * 1000 + worker);
                 for _ in 0..operations / WORKERS {
                     operate(world, host, &mut choices, log);
-                    seen.lock().unwrap().extend(ids(world));
                 }
             });
         }
@@ -319,14 +357,12 @@ fn whatever_is_killed_nothing_is_left() {
     assert_eq!(checked, "all is well\n", "{}", history());
     let all = ok(&["ps", "-aq", "--no-trunc"]);
     for id in all.lines() {
-        seen.lock().unwrap().insert(id.to_owned());
         ok(&["rm", "-f", id]);
     }
     ok(&["network", "prune", "-f"]);
     assert_eq!(ok(&["system", "check"]), "all is well\n");
-    let seen = seen.into_inner().unwrap();
     let mut left = Vec::new();
-    cgroups_of(Path::new("/sys/fs/cgroup"), &seen, &mut left);
+    cgroups_left(Path::new("/sys/fs/cgroup"), &mut left);
     assert_eq!(left, Vec::<String>::new(), "cgroups are left\n{}", log.lock().unwrap().join("\n"));
     let links = host.says(&["ip", "-o", "link"]);
     assert_eq!(links.lines().count(), 1, "interfaces are left: {links}");
