@@ -65,21 +65,23 @@ impl ApplyError {
 }
 
 /// Carries `plan` out on the directory `root`, the only layer below `stack`'s topmost. `journal` is where the journal is
-/// kept meanwhile; `tag` tells this work from others' in the names of temporaries.
+/// kept meanwhile; `tag` tells this work from others' in the names of temporaries. The journal stays until [`finished`]: the
+/// caller may have more to do, and a killed one does it after [`resume`].
 ///
 /// # Errors
 /// Until all is prepared nothing has changed in `root`. What cannot be done after that (something is mounted there, or the
-/// caller may not) is left as it was, all else is done, and the first error told.
+/// caller may not) is left as it was, all else is done, and the first error told. No journal is left.
 pub fn run(stack: &Stack, plan: &Plan, root: &Path, journal: &Path, tag: &str) -> Result<(), ApplyError> {
     let root = root::Root::open(root)?;
     let staged = stage::stage(stack, plan, &root, journal, tag)?;
-    let performed = perform::perform(stack, &staged, &root);
-    journal::remove(journal)?;
-    performed
+    perform::perform(stack, &staged, &root).or_else(|error| {
+        journal::remove(journal)?;
+        Err(error)
+    })
 }
 
-/// Carries out what a killed [`run`] has left to do, or takes back what it had prepared. `None` when there was nothing; else whether all
-/// changes of the upper are applied by that.
+/// Carries out what a killed [`run`] has left to do, or takes back what it had prepared. `None` when there was nothing;
+/// else whether all changes of the upper are applied by that. Then [`finished`] is to be called.
 ///
 /// # Errors
 /// As [`run`].
@@ -90,6 +92,17 @@ pub fn resume(stack: &Stack, root: &Path, journal: &Path) -> Result<Option<bool>
         true => perform::perform(stack, &found, &root),
         false => perform::take_back(&found, &root),
     };
-    journal::remove(journal)?;
-    done.map(|()| Some(found.complete && found.whole))
+    done.or_else(|error| {
+        journal::remove(journal)?;
+        Err(error)
+    })?;
+    Ok(Some(found.complete && found.whole))
+}
+
+/// Forgets what was done.
+///
+/// # Errors
+/// When the journal cannot be removed.
+pub fn finished(journal: &Path) -> Result<(), ApplyError> {
+    journal::remove(journal)
 }

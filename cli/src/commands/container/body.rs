@@ -175,7 +175,9 @@ impl Own {
         let bundle = directory.join("bundle");
         fs::create_dir_all(&bundle).context("make the bundle")?;
         fs::write(bundle.join("config.json"), serde_json::to_vec(&document)?).context("write the bundle")?;
-        give(&stdio, &identity)?;
+        if !config.passes_streams() {
+            give(&stdio, &identity)?;
+        }
         let runtime = runtime_of(directory);
         let request = CreateRequest {
             id: config.id.clone(),

@@ -55,7 +55,7 @@ fn be(
 
 fn settings_of(config: &ContainerConfig, container: &store::Container) -> anyhow::Result<Settings> {
     let log = match config.log_driver.as_str() {
-        "none" => None,
+        "none" | "passthrough" => None,
         _ => {
             let option = |name: &str| config.log_options.get(name).map(String::as_str);
             let max_size = match option("max-size") {

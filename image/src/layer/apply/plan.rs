@@ -58,7 +58,7 @@ pub struct Plan {
     /// Something that was renamed is read where it was, which does not stay: all must be applied at once, and nobody may
     /// use the upper meanwhile.
     pub moves: bool,
-    /// These are all changes of the upper.
+    /// These are all changes of the upper, and nobody uses it: after a killed run it is emptied.
     pub whole: bool,
 }
 

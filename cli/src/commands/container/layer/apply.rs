@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use layerfs_image::layer::apply::{Action, Plan, plan, resume, run};
+use layerfs_image::layer::apply::{Action, Plan, finished, plan, resume, run};
 use layerfs_image::layer::drop_applied;
 use layerfs_runner::runtime::time::rfc3339;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
@@ -99,7 +99,7 @@ pub(crate) fn apply(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     }
     let rest = at_rest(&containers, &args.container)?;
     // What is done is what was shown.
-    let now = look(&rest.container, &root, &chosen)?;
+    let mut now = look(&rest.container, &root, &chosen)?;
     if now != planned {
         bail!(Hinted {
             message: "the container or the root filesystem was changed while you looked; nothing was done"
@@ -107,13 +107,16 @@ pub(crate) fn apply(args: ApplyArgs) -> anyhow::Result<ExitCode> {
             hint: "look again".into(),
         });
     }
+    // Of a running container the layer stays, and what it does next is in it.
+    let whole = now.whole;
+    now.whole &= rest.is_stopped();
     if now.moves && !rest.is_stopped() {
         bail!(Hinted {
             message: "what was renamed can only be applied while the container is stopped".into(),
             hint: format!("layerfs stop {}", args.container),
         });
     }
-    if now.moves && !now.whole {
+    if now.moves && !whole {
         bail!(Hinted {
             message: "what was renamed can only be applied together with all other changes".into(),
             hint: "discard what is not to be applied, and name no paths".into(),
@@ -128,7 +131,23 @@ pub(crate) fn apply(args: ApplyArgs) -> anyhow::Result<ExitCode> {
         })?;
     }
     finish(&rest, &chosen, &now)?;
+    // Only now: what was applied could be taken for changes of what it was applied to.
+    finished(&rest.container.directory.join(JOURNAL)).context("finish the apply")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses to work on a container whose last apply was killed: its layer is not what it seems.
+pub(in crate::commands::container) fn refuse_unfinished(container: &Container) -> anyhow::Result<()> {
+    if container.directory.join(JOURNAL).exists() {
+        bail!(Hinted {
+            message: format!(
+                "container {} was being applied by a command that was killed",
+                container.config.name
+            ),
+            hint: format!("finish that first: layerfs apply {}", container.config.name),
+        });
+    }
+    Ok(())
 }
 
 /// Finishes an apply that was killed. The container's layer must be locked, and the container, if it is `stopped`. True
@@ -144,6 +163,7 @@ pub(in crate::commands::container) fn resume_killed(
         snapshots::replace_upper(container, None)?;
         begin_anew(container)?;
     }
+    finished(&journal).context("finish the last apply")?;
     Ok(resumed.is_some())
 }
 

@@ -96,6 +96,7 @@ pub(super) fn stopped(containers: &Containers, name: &str, what: &str) -> anyhow
     let layer = lock_layer(&found)?;
     match found.lock()? {
         Locked::Mine(lock, container) => {
+            super::apply::refuse_unfinished(&container)?;
             Ok(AtRest { container: *container, held: None, lock: Some(lock), _layer: layer })
         }
         Locked::Runs(container) => bail!(Hinted {

@@ -102,6 +102,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     };
     let containers = Containers::open()?;
     let mut rest = at_rest(&containers, &container)?;
+    super::apply::refuse_unfinished(&rest.container)?;
     let name = match args.name {
         Some(name) => name,
         None => snapshots::free_name(&rest.container)?,
