@@ -1,10 +1,13 @@
 //! Copying the data of a file.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
+
+/// Bytes that are compared at a time.
+const BLOCK: usize = 128 * 1024;
 
 /// A clone where the filesystem can, else a copy that keeps holes. Answers with the bytes of data.
 pub(crate) fn copy_data(from: &File, to: &File) -> io::Result<u64> {
@@ -44,4 +47,31 @@ pub(crate) fn copy_data(from: &File, to: &File) -> io::Result<u64> {
         at = end;
     }
     Ok(copied)
+}
+
+/// Whether both have the same bytes from where they are on.
+pub(crate) fn same_data(a: &mut impl Read, b: &mut impl Read) -> io::Result<bool> {
+    let (mut left, mut right) = (vec![0; BLOCK], vec![0; BLOCK]);
+    loop {
+        let (a_len, b_len) = (fill(a, &mut left)?, fill(b, &mut right)?);
+        if a_len != b_len || left[..a_len] != right[..b_len] {
+            return Ok(false);
+        }
+        if a_len == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(len) => filled += len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
