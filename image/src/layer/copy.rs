@@ -23,7 +23,12 @@ pub(crate) fn copy_data(from: &File, to: &File) -> io::Result<u64> {
             Err(Errno::NXIO) => break,
             Err(errno) => return Err(errno.into()),
         };
-        let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start))?.min(len);
+        let end = match rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start)) {
+            Ok(end) => end.min(len),
+            // It has become shorter since: a program writes to it.
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
         let (mut from_at, mut to_at) = (start, start);
         while from_at < end {
             let left = usize::try_from(end - from_at).unwrap_or(usize::MAX);
@@ -74,4 +79,35 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// `commit --pause=false` of a container that writes failed at times: a file that lost its data between two seeks.
+    #[test]
+    fn regression_a_file_that_becomes_shorter_is_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "x").unwrap();
+        let (from, to) = (File::open(&path).unwrap(), File::create(dir.path().join("copy")).unwrap());
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = File::options().write(true).open(&path).unwrap();
+                while !is_over.load(Ordering::Relaxed) {
+                    file.set_len(0).unwrap();
+                    file.write_at(&[1; 8192], 0).unwrap();
+                }
+            });
+            let results: Vec<io::Result<u64>> = (0..2000).map(|_| copy_data(&from, &to)).collect();
+            is_over.store(true, Ordering::Relaxed);
+            for result in results {
+                result.unwrap();
+            }
+        });
+    }
 }
