@@ -103,7 +103,7 @@ mod tests {
                     file.write_at(&[1; 8192], 0).unwrap();
                 }
             });
-            let results: Vec<io::Result<u64>> = (0..2000).map(|_| copy_data(&from, &to)).collect();
+            let results: Vec<io::Result<u64>> = (0..100_000).map(|_| copy_data(&from, &to)).collect();
             is_over.store(true, Ordering::Relaxed);
             for result in results {
                 result.unwrap();
