@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, anyhow, bail};
+use layerfs_runner::state::ProcessIdentity;
 use layerfs_unionfs::config::Config;
 use layerfs_unionfs::mount::{self, Mounted, REPORT_XATTR, Unmounter};
 use rustix::io::Errno;
@@ -52,10 +53,11 @@ enum Message {
 /// # Errors
 /// Whatever the mount process reports, its whole chain of causes; nothing is mounted then.
 pub(crate) fn spawn(config: &Config, target: &Path, log: &LogOptions) -> anyhow::Result<MountProcess> {
-    spawn_holding(config, target, log, &[])
+    spawn_holding(config, target, log, &[], None)
 }
 
-/// As [`spawn`]; the new process keeps the descriptors `held` open, with the locks on them, as long as it lives.
+/// As [`spawn`]; the new process keeps the descriptors `held` open, with the locks on them, as long as it lives, and writes
+/// who it is to the file `announce` before it mounts: should this process be killed, it is found by that.
 ///
 /// # Errors
 /// As [`spawn`].
@@ -64,6 +66,7 @@ pub(crate) fn spawn_holding(
     target: &Path,
     log: &LogOptions,
     held: &[BorrowedFd<'_>],
+    announce: Option<&Path>,
 ) -> anyhow::Result<MountProcess> {
     let config = absolute_config(config)?;
     let target = absolute_target(target)?;
@@ -73,7 +76,7 @@ pub(crate) fn spawn_holding(
     let child = match sys::fork().context("start the mount process")? {
         Fork::Child => {
             drop(reader);
-            std::process::exit(in_child(&config, &target, &log, File::from(writer), held));
+            std::process::exit(in_child(&config, &target, &log, File::from(writer), held, announce));
         }
         Fork::Parent(pid) => pid,
     };
@@ -163,12 +166,14 @@ fn in_child(
     log: &LogOptions,
     mut parent: File,
     held: &[BorrowedFd<'_>],
+    announce: Option<&Path>,
 ) -> i32 {
     let mut inherited = sys::open_descriptors(parent.as_fd());
     inherited.retain(|fd| !held.iter().any(|kept| kept.as_raw_fd() == *fd));
     let signals = LeaveSignals::new(false);
     let mounted = detach(&signals)
         .and_then(|()| log.start())
+        .and_then(|()| announce.map_or(Ok(()), write_down))
         .and_then(|()| prepare_and_mount(config, target, &signals))
         // From here on nothing of the caller is held: its directory, its streams, its descriptors.
         .and_then(|mounted| leave_caller().map(|()| mounted));
@@ -189,6 +194,12 @@ fn in_child(
             i32::from(crate::exit::MOUNT)
         }
     }
+}
+
+fn write_down(announce: &Path) -> anyhow::Result<()> {
+    let own = ProcessIdentity::of(rustix::process::getpid()).context("look at the mount process")?;
+    let text = serde_json::to_vec(&own)?;
+    std::fs::write(announce, text).with_context(|| format!("write {}", announce.display()))
 }
 
 /// A session of its own: no terminal, no signals from one.

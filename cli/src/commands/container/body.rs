@@ -107,12 +107,12 @@ impl Own {
         let mut log = self.log.clone();
         log.file = Some(directory.join("mount.log"));
         let held: Vec<_> = holds.iter().map(LayerHold::as_fd).collect();
-        let mount = mount_process::spawn_holding(&config, &self.merged(), &log, &held)
+        // The process writes it down itself: whoever waits for it here may be killed meanwhile.
+        let announce = directory.join(MOUNT);
+        let mount = mount_process::spawn_holding(&config, &self.merged(), &log, &held, Some(&announce))
+            .inspect_err(|_| drop(fs::remove_file(&announce)))
             .context("mount the root filesystem")?;
-        let process = ProcessIdentity::of(mount.pid).context("look at the mount process")?;
-        fs::write(directory.join(MOUNT), serde_json::to_vec(&process)?)
-            .context("write down the mount process")?;
-        Ok(process)
+        ProcessIdentity::of(mount.pid).context("look at the mount process")
     }
 
     fn lowers(&self) -> anyhow::Result<(Vec<LowerSpec>, Vec<LayerHold>)> {
@@ -154,7 +154,7 @@ impl Own {
             let mut log = self.log.clone();
             log.file = Some(directory.join("mount.log"));
             let held: Vec<_> = holds.iter().map(LayerHold::as_fd).collect();
-            let mounted = mount_process::spawn_holding(&config, &place, &log, &held)
+            let mounted = mount_process::spawn_holding(&config, &place, &log, &held, None)
                 .with_context(|| format!("mount image {name}"))?;
             processes.push(ProcessIdentity::of(mounted.pid).context("look at the mount process")?);
             fs::write(directory.join(IMAGES), serde_json::to_vec(&processes)?)

@@ -61,7 +61,7 @@ pub(super) fn mount(
         mount_process::serve_here(&parsed.config, target, &log)
     } else {
         let held: Vec<_> = holds.iter().map(|hold| hold.as_fd()).collect();
-        mount_process::spawn_holding(&parsed.config, target, &log, &held).map(|_| ())
+        mount_process::spawn_holding(&parsed.config, target, &log, &held, None).map(|_| ())
     };
     if let (Err(_), Some(directory)) = (&result, &changes) {
         // Nothing was written to it.
