@@ -22,7 +22,7 @@ pub use changes::{Change, ChangeKind, changes};
 pub use disk::Marks;
 pub use index::{IndexFailure, IndexedObject, LayerIndexBuilder, LayerIndexer, ObjectStat, WithoutIndex};
 pub use merged::{Layer, MergedDirectory, MergedObject, Stack};
-pub use pack::{PackError, pack_changes, pack_merged};
+pub use pack::{PackError, is_plain_root, pack_changes, pack_merged, pack_step};
 pub use remove::remove_tree;
 pub use unpack::{Limits, UnpackError, Unpacked, unpack};
 
