@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Top(commands::container::top::TopArgs),
     Stats(commands::container::stats::StatsArgs),
     Port(commands::container::port::PortArgs),
+    Cp(commands::container::copy::CopyArgs),
+    Events(commands::events::EventsArgs),
     Update(commands::container::update::UpdateArgs),
     Monitor(commands::container::monitor::MonitorArgs),
     Oci(Box<commands::oci::OciArgs>),

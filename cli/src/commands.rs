@@ -2,6 +2,7 @@
 
 pub(crate) mod completion;
 pub(crate) mod container;
+pub(crate) mod events;
 pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod man;

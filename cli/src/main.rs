@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod events;
 mod exit;
 mod helper;
 mod images;
@@ -64,6 +65,8 @@ fn main() -> ExitCode {
         Command::Top(args) => finish(container::top::top(args), exit::FAILURE),
         Command::Stats(args) => finish(container::stats::stats(args), exit::FAILURE),
         Command::Port(args) => finish(container::port::port(args), exit::FAILURE),
+        Command::Cp(args) => finish(container::copy::copy(args), exit::FAILURE),
+        Command::Events(args) => finish(commands::events::events(args), exit::FAILURE),
         Command::Update(args) => finish(container::update::update(args), exit::FAILURE),
         Command::Monitor(args) => finish(container::monitor::monitor(args), exit::FAILURE),
         Command::Oci(args) => commands::oci::oci(*args),

@@ -85,6 +85,15 @@ impl Program {
 }
 
 impl Userland {
+    /// Its process, and what must stay open as long as it serves.
+    #[must_use]
+    pub fn into_parts(self) -> (Pid, Option<OwnedFd>) {
+        match self {
+            Self::Pasta { pid, .. } => (pid, None),
+            Self::Slirp { child, exit } => (Pid::from_child(&child), Some(exit)),
+        }
+    }
+
     /// Ends it. One that is gone is no fault.
     pub fn stop(self) {
         match self {
@@ -158,6 +167,22 @@ fn start_pasta(
         unmount(&mounted);
     }
     Ok(Userland::Pasta { pid: started?, mounted })
+}
+
+/// Takes away what a program that has ended leaves in its `directory`.
+pub fn forget(directory: &Path) {
+    let mounted = directory.join("netns");
+    if mounted.exists() {
+        unmount(&mounted);
+    }
+    for name in ["pasta.pid", "slirp4netns.sock"] {
+        let path = directory.join(name);
+        if path.exists()
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::debug!(%error, path = %path.display(), "remove what a program has left");
+        }
+    }
 }
 
 /// A leftover is in the way of nobody: it goes with the mount namespace and the container's directory.

@@ -9,7 +9,7 @@ mod user_namespace;
 mod view;
 
 pub use self::executable::{protect_executable, restart_protected};
-pub use self::mounts::enter_private_mounts;
+pub use self::mounts::{enter_private_mounts, mount_of_another};
 pub use self::user_namespace::{
     UserNamespace, enter_user_namespace, has_group, has_user, is_initial_user_namespace,
 };
@@ -23,27 +23,28 @@ pub fn adopt_orphans() -> std::io::Result<()> {
     crate::sys::process::become_subreaper()
 }
 
-/// Copies what is at `path` beneath `root`, no symlink of which leads out, into the empty directory `to`: content, owners,
-/// modes, times. What is no directory, or not there, leaves it empty.
+/// Enters the user namespace of a process of this user's. The calling process must have one thread.
 ///
 /// # Errors
-/// Of the filesystems.
-pub fn copy_beneath(
-    root: &std::path::Path,
-    path: &std::path::Path,
-    to: &std::path::Path,
-) -> std::io::Result<()> {
+/// Of the system calls.
+pub fn join_user_namespace(pid: i32) -> std::io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    let path = format!("/proc/{pid}/ns/user");
+    let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let kind = Some(rustix::thread::LinkNameSpaceType::User);
+    Ok(rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), kind)?)
+}
+
+/// What is at `path` beneath `root`, as a descriptor of the place alone. No symlink leads out.
+///
+/// # Errors
+/// When it is not there.
+pub fn beneath(root: &std::path::Path, path: &std::path::Path) -> std::io::Result<std::os::fd::OwnedFd> {
     use crate::rootfs::resolve::{Links, find};
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-    let open = |path| rustix::fs::open(path, flags, rustix::fs::Mode::empty());
-    let root = open(root)?;
-    let found = match find(&root, path, Links::Follow) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        result => result?,
-    };
-    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
-    match kind == rustix::fs::FileType::Directory {
-        true => crate::rootfs::copy_tree(found, open(to)?),
-        false => Ok(()),
+    let root = rustix::fs::open(root, flags, rustix::fs::Mode::empty())?;
+    match path.as_os_str().is_empty() {
+        true => Ok(root),
+        false => find(&root, path, Links::Follow),
     }
 }

@@ -12,6 +12,7 @@
 //! written before anybody is told.
 
 pub mod connection;
+pub mod health;
 pub mod log;
 mod peer;
 mod program;
@@ -24,4 +25,4 @@ mod worker;
 
 pub use self::serve::{Settings, serve};
 pub use self::spawn::{Inherited, spawn, take_inherited};
-pub use self::worker::{Body, Started, Undone};
+pub use self::worker::{Body, Happening, Made, Started, Undone};

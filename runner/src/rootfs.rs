@@ -12,7 +12,6 @@ mod pivot;
 pub(crate) mod prepare;
 pub(crate) mod resolve;
 
-pub(crate) use self::copy::copy_tree;
 pub(crate) use self::devices::{bind_console, make_devices};
 pub(crate) use self::masks::{PROC_MAGIC, cover_paths, make_paths_read_only};
 pub(crate) use self::mounts::{Surroundings, mount_all};

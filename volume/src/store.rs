@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,12 +18,15 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::copy::copy_up;
 use crate::error::{Error, Result};
 
 const LOCK: &str = ".lock";
 const DOCUMENT: &str = "opts.json";
 const DATA: &str = "_data";
 const GONE: &str = ".gone";
+/// Content on its way into a volume.
+const FILL: &str = "_fill";
 
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +88,8 @@ pub struct NewVolume {
     pub options: BTreeMap<String, String>,
     /// RFC 3339.
     pub created: String,
+    /// It is one without a name, though one was made up for it already.
+    pub anonymous: bool,
 }
 
 /// The volumes of an engine.
@@ -223,7 +229,7 @@ impl Volumes {
         }
         let volume = Volume {
             created: new.created.clone(),
-            anonymous: new.name.is_none(),
+            anonymous: new.anonymous || new.name.is_none(),
             labels: new.labels.clone(),
             options: new.options.clone(),
             filled: false,
@@ -244,6 +250,51 @@ impl Volumes {
             .map_err(Error::io("make directory", &volume.mountpoint))?;
         self.write(&volume)?;
         Ok(volume)
+    }
+
+    /// Copies the content of directory `from` into a volume that has never been filled and is empty (see
+    /// [`copy_up`](crate::copy_up)); once. Several may ask at once; a copy that was interrupted begins anew. A volume that
+    /// is a filesystem to be mounted is left as it is.
+    ///
+    /// # Errors
+    /// When the volume is not there, or something cannot be copied.
+    pub fn fill(&self, name: &str, from: impl AsFd) -> Result<()> {
+        let home = self.directory.join(name);
+        let guard = File::open(&home).map_err(Error::io("open", &home))?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&guard, FlockOperation::LockExclusive))
+            .map_err(Error::io("lock", &home))?;
+        let volume = self.find(name)?;
+        if volume.filled {
+            return Ok(());
+        }
+        match volume.backing() {
+            Backing::Filesystem { .. } => return Ok(()),
+            Backing::Bind { device, .. } => {
+                let to = File::open(&device).map_err(Error::io("open", &device))?;
+                copy_up(from, to).map_err(Error::io("copy into", &device))?;
+            }
+            Backing::Directory(data) => {
+                if is_empty(&data)? {
+                    // Beside it, then in one step: a half-made copy is never taken for the volume's content.
+                    let beside = home.join(FILL);
+                    if beside.exists() {
+                        fs::remove_dir_all(&beside).map_err(Error::io("remove", &beside))?;
+                    }
+                    fs::create_dir(&beside).map_err(Error::io("make directory", &beside))?;
+                    let to = File::open(&beside).map_err(Error::io("open", &beside))?;
+                    copy_up(from, &to).map_err(Error::io("copy into", &beside))?;
+                    match fs::rename(&beside, &data) {
+                        Ok(()) => {}
+                        // Somebody has written into it meanwhile: that is its content.
+                        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                            fs::remove_dir_all(&beside).map_err(Error::io("remove", &beside))?;
+                        }
+                        Err(error) => return Err(Error::io("rename", &beside)(error)),
+                    }
+                }
+            }
+        }
+        self.mark_filled(name)
     }
 
     /// Notes that the content of a volume is settled: from now on nothing is copied into it.
@@ -453,6 +504,29 @@ mod tests {
             Some("get data: no such volume")
         );
         assert_eq!(volumes.list().map(|all| all.len()).ok(), Some(1));
+    }
+
+    #[test]
+    fn filled_once_and_only_when_empty() {
+        let (root, volumes) = volumes();
+        let image = root.path().join("image");
+        fs::create_dir(&image).unwrap_or_else(|e| panic!("{e}"));
+        fs::write(image.join("a"), "1").unwrap_or_else(|e| panic!("{e}"));
+        let from = || File::open(&image).unwrap_or_else(|e| panic!("{e}"));
+        let data = volumes.create(&new("data", &[])).unwrap_or_else(|e| panic!("{e}")).mountpoint;
+        // What a killed copy has left.
+        fs::create_dir_all(root.path().join("volumes/data/_fill/half")).unwrap_or_else(|e| panic!("{e}"));
+        volumes.fill("data", from()).unwrap_or_else(|e| panic!("{e}"));
+        assert!(
+            data.join("a").exists() && !data.join("half").exists() && !data.with_file_name("_fill").exists()
+        );
+        fs::remove_file(data.join("a")).unwrap_or_else(|e| panic!("{e}"));
+        volumes.fill("data", from()).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!data.join("a").exists(), "filled a second time");
+        let used = volumes.create(&new("used", &[])).unwrap_or_else(|e| panic!("{e}")).mountpoint;
+        fs::write(used.join("own"), "").unwrap_or_else(|e| panic!("{e}"));
+        volumes.fill("used", from()).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!used.join("a").exists());
     }
 
     #[test]

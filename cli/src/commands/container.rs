@@ -7,6 +7,7 @@
 pub(crate) mod attach;
 mod body;
 pub(crate) mod config;
+pub(crate) mod copy;
 pub(crate) mod create;
 mod etc;
 pub(crate) mod exec;
@@ -16,8 +17,9 @@ pub(crate) mod logs;
 pub(crate) mod monitor;
 mod mounts;
 mod names;
-mod network;
+pub(crate) mod network;
 pub(crate) mod options;
+mod parts;
 pub(crate) mod pause;
 pub(crate) mod port;
 pub(crate) mod prune;
@@ -56,6 +58,8 @@ pub(crate) struct ContainerArgs {
 pub(crate) enum ContainerCommand {
     Attach(attach::AttachArgs),
     Commit(super::image::commit::CommitArgs),
+    #[command(name = "cp")]
+    Copy(copy::CopyArgs),
     Create(create::CreateArgs),
     Diff(super::image::commit::DiffArgs),
     Exec(exec::ExecArgs),
@@ -86,6 +90,7 @@ pub(crate) fn container(args: ContainerArgs) -> anyhow::Result<ExitCode> {
     match *args.command {
         ContainerCommand::Attach(args) => attach::attach(args),
         ContainerCommand::Commit(args) => super::image::commit::commit(args),
+        ContainerCommand::Copy(args) => copy::copy(args),
         ContainerCommand::Create(args) => create::create(args),
         ContainerCommand::Diff(args) => super::image::commit::diff(args),
         ContainerCommand::Exec(args) => exec::exec(args),

@@ -139,6 +139,7 @@ pub(crate) fn pull(args: PullArgs) -> anyhow::Result<ExitCode> {
                 let name = reference.familiar();
                 ui::print(format!("Digest: {}\nStatus: {state} {name}\n", pulled.digest))?;
             }
+            crate::events::image("pull", &reference.familiar(), &reference.familiar());
             ui::print(format!("{reference}\n"))?;
         }
         Ok(ExitCode::SUCCESS)
@@ -146,14 +147,20 @@ pub(crate) fn pull(args: PullArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Gets an image for a container, which says nothing on standard output.
-pub(crate) fn pull_for_run(store: &layerfs_image::store::Store, name: &str) -> anyhow::Result<()> {
+pub(crate) fn pull_for_run(
+    store: &layerfs_image::store::Store,
+    name: &str,
+    platform: Option<&Platform>,
+) -> anyhow::Result<()> {
     let reference = Reference::parse_without_tag(name)?.or_latest();
     let client = RegistryArgs::default().client()?;
     images::with_session(store, |session| {
         let bars = Bars::new(false, "Downloading");
-        let pulled = transfer::pull(store, session, &client, &reference, &Platform::host(), &bars)
+        let host = Platform::host();
+        let pulled = transfer::pull(store, session, &client, &reference, platform.unwrap_or(&host), &bars)
             .map_err(explained)?;
         bars.finish();
+        crate::events::image("pull", &reference.familiar(), &reference.familiar());
         for warning in pulled.warnings.iter().take(10) {
             ui::warn(warning);
         }

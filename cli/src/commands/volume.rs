@@ -43,6 +43,8 @@ pub(crate) fn volume(args: VolumeArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
+pub(crate) use users::of as users_of;
+
 /// Opens the volumes of this engine.
 pub(crate) fn open() -> anyhow::Result<Volumes> {
     Ok(Volumes::open(&store_root()?)?)

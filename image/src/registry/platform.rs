@@ -57,6 +57,11 @@ impl Platform {
         Self::new(std::env::consts::OS, architecture, "")
     }
 
+    /// Whether it runs what was made for another one.
+    pub fn runs(&self, other: &Self) -> bool {
+        self.candidates().contains(other)
+    }
+
     /// What this platform runs, the best first.
     fn candidates(&self) -> Vec<Self> {
         let number: u8 = self.variant.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(0);

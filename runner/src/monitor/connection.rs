@@ -70,7 +70,7 @@ impl Connection {
     /// Of the system call: `EPIPE` when the monitor is gone.
     pub fn ask(&self, request: Request, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let text = protocol::text_of(&Packet { version: VERSION, request })?;
-        match protocol::send(&self.socket, [&text, &[]], descriptor, SendFlags::empty()) {
+        match protocol::send(&self.socket, [&text, &[]], descriptor.as_slice(), SendFlags::empty()) {
             // It was gone before it had read what was sent: the same to whoever asks.
             Err(rustix::io::Errno::CONNRESET) => Err(rustix::io::Errno::PIPE.into()),
             result => Ok(result?),
@@ -122,7 +122,7 @@ impl Connection {
     }
 
     fn send(&self, letter: u8, bytes: &[u8]) -> io::Result<()> {
-        Ok(protocol::send(&self.socket, [&[letter], bytes], None, SendFlags::empty())?)
+        Ok(protocol::send(&self.socket, [&[letter], bytes], &[], SendFlags::empty())?)
     }
 
     /// Waits for the next message.

@@ -131,7 +131,7 @@ impl Peer {
             return;
         }
         if self.waiting.is_empty() {
-            match protocol::send(&self.socket, [head, rest], None, SendFlags::DONTWAIT) {
+            match protocol::send(&self.socket, [head, rest], &[], SendFlags::DONTWAIT) {
                 Ok(()) => return,
                 Err(Errno::AGAIN | Errno::NOBUFS) => {}
                 Err(_) => return self.gone(),
@@ -144,7 +144,7 @@ impl Peer {
     /// Sends what waits, as far as it goes.
     pub(super) fn flush(&mut self) {
         while let Some(packet) = self.waiting.front() {
-            match protocol::send(&self.socket, [packet, &[]], None, SendFlags::DONTWAIT) {
+            match protocol::send(&self.socket, [packet, &[]], &[], SendFlags::DONTWAIT) {
                 Ok(()) => {
                     self.bytes -= packet.len();
                     self.waiting.pop_front();

@@ -152,21 +152,23 @@ pub enum Event {
 pub(super) struct Incoming {
     /// Bytes of the packet in the buffer that was passed; 0 is the end.
     pub(super) length: usize,
-    /// A descriptor that came with it.
-    pub(super) descriptor: Option<OwnedFd>,
+    /// Descriptors that came with it.
+    pub(super) descriptors: Vec<OwnedFd>,
 }
 
-/// Sends one packet, of a letter and bytes or a whole document.
+/// Most descriptors in one packet; the kernel's limit is 253 (unix(7)).
+pub(super) const DESCRIPTORS_MAX: usize = 250;
+
+/// Sends one packet, of a letter and bytes or a whole document, with at most [`DESCRIPTORS_MAX`] descriptors.
 pub(super) fn send(
     socket: impl AsFd,
     parts: [&[u8]; 2],
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
     flags: SendFlags,
 ) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.map(|fd| [fd]);
-    if let Some(descriptors) = &descriptors {
+    if !descriptors.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
     }
     let [head, rest] = parts;
@@ -183,19 +185,19 @@ pub(super) fn receive(
     buffer: &mut [u8],
     flags: RecvFlags,
 ) -> rustix::io::Result<Incoming> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
         let mut slices = [IoSliceMut::new(buffer)];
         rustix::net::recvmsg(&socket, &mut slices, &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC)
     })?;
-    let mut descriptor = None;
+    let mut descriptors = Vec::new();
     for part in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(descriptors) = part {
-            descriptor = descriptors.into_iter().next();
+        if let RecvAncillaryMessage::ScmRights(received) = part {
+            descriptors.extend(received);
         }
     }
-    Ok(Incoming { length: received.bytes, descriptor })
+    Ok(Incoming { length: received.bytes, descriptors })
 }
 
 /// A document as the text of a packet.

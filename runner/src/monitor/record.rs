@@ -78,6 +78,9 @@ pub struct Record {
     pub restart_count: u32,
     /// Somebody has stopped it: see [`super::restart::RestartPolicy::UnlessStopped`].
     pub stopped_by_user: bool,
+    /// What its health checks have found since its last start; `None`: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<super::health::HealthRecord>,
 }
 
 impl Record {
@@ -105,6 +108,7 @@ impl Record {
             error: String::new(),
             restart_count: 0,
             stopped_by_user: false,
+            health: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The monitor's loop.
 
+mod checking;
 mod ending;
 mod requests;
 
@@ -13,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::WaitOptions;
 
+use super::health::{HealthCheck, Probe};
 use super::log::{Log, Rotation};
 use super::peer::{Peer, Role};
 use super::program::{self, Output, Program, Wish};
@@ -20,7 +22,7 @@ use super::protocol::{self, DATA_MAX, Event};
 use super::record::{Record, Status, boot};
 use super::restart::{BackOff, RestartPolicy};
 use super::spawn::Inherited;
-use super::worker::{Body, Report, Started, Undone, Worker};
+use super::worker::{Body, Happening, Made, Report, Started, Undone, Worker};
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::process::ExitStatus;
 use crate::runtime::time::rfc3339;
@@ -58,6 +60,8 @@ pub struct Settings {
     pub stop_timeout: i64,
     /// It is removed when it has ended.
     pub remove: bool,
+    /// When its health is checked; `None`: never.
+    pub health: Option<HealthCheck>,
 }
 
 /// Where it is.
@@ -98,7 +102,12 @@ struct Monitor<B> {
     main: Program,
     main_process: Option<OwnedFd>,
     started: Option<Started>,
+    /// Open as long as the program runs.
+    kept: Vec<OwnedFd>,
     started_at: Instant,
+    /// When its health is checked next.
+    check_at: Option<Instant>,
+    probe: Option<Probe>,
     execs: Vec<(u32, Program)>,
     workers: Vec<(u32, Worker)>,
     oom: Option<OomWatch>,
@@ -169,7 +178,10 @@ impl<B: Body> Monitor<B> {
             main: Program::default(),
             main_process: None,
             started: None,
+            kept: Vec::new(),
             started_at: Instant::now(),
+            check_at: None,
+            probe: None,
             execs: Vec::new(),
             workers: Vec::new(),
             oom: None,
@@ -193,6 +205,7 @@ impl<B: Body> Monitor<B> {
                     if self.oom.as_mut().is_some_and(OomWatch::happened) {
                         self.record.oom_killed = true;
                         self.save();
+                        self.body.happened(&Happening::OutOfMemory);
                     }
                 }
                 Ready::Peer(key, flags) => self.serve_peer(key, flags),
@@ -272,7 +285,7 @@ impl<B: Body> Monitor<B> {
             Phase::Idle | Phase::Starting | Phase::Running | Phase::Over => None,
         };
         let kill = self.stopping.and_then(|stopping| stopping.kill_at);
-        again.into_iter().chain(kill).min()
+        again.into_iter().chain(kill).chain(self.next_check()).min()
     }
 
     fn look_at_the_clock(&mut self) {
@@ -289,6 +302,7 @@ impl<B: Body> Monitor<B> {
             self.stopping = Some(Stopping { kill_at: None });
             self.kill();
         }
+        self.look_at_checks(now);
     }
 
     fn programs(&self) -> impl Iterator<Item = (u32, &Program)> {
@@ -326,8 +340,13 @@ impl<B: Body> Monitor<B> {
             self.main = program;
             let body = &mut self.body;
             Worker::start(|| match body.start(stdio) {
-                Ok((started, terminal)) => (Report::Started(started), terminal),
-                Err(undone) => (Report::Failed(undone), None),
+                Ok(Made { started, terminal, kept }) => {
+                    let has_terminal = terminal.is_some();
+                    let descriptors: Vec<OwnedFd> = terminal.into_iter().chain(kept).collect();
+                    let count = descriptors.len();
+                    (Report::Started { started, terminal: has_terminal, descriptors: count }, descriptors)
+                }
+                Err(undone) => (Report::Failed(undone), Vec::new()),
             })
         });
         match result {
@@ -342,15 +361,19 @@ impl<B: Body> Monitor<B> {
     fn hear_worker(&mut self, key: u32) {
         let Some(at) = self.workers.iter().position(|(own, _)| *own == key) else { return };
         let (_, worker) = self.workers.swap_remove(at);
-        let (report, terminal) = worker.report();
+        let (report, mut descriptors) = worker.report();
         // It ends right after its report; what it has made is this process's child then.
         rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(worker.pid()), WaitOptions::empty())).ok();
         match (key, report) {
-            (MAIN, Report::Started(started)) => self.has_started(started, terminal),
+            (MAIN, Report::Started { started, terminal, .. }) => {
+                let terminal = (terminal && !descriptors.is_empty()).then(|| descriptors.remove(0));
+                self.kept = descriptors;
+                self.has_started(started, terminal);
+            }
             (MAIN, Report::Failed(undone)) => self.could_not_start(undone),
-            (_, Report::Executed(process)) => self.has_executed(key, process, terminal),
+            (_, Report::Executed(process)) => self.has_executed(key, process, descriptors.pop()),
             (_, Report::Failed(undone)) => self.could_not_execute(key, undone),
-            (_, Report::Started(_)) => {}
+            (_, Report::Started { .. }) => {}
         }
     }
 
@@ -373,7 +396,9 @@ impl<B: Body> Monitor<B> {
         record.stopped_by_user = false;
         let pid = started.process.pid;
         self.started = Some(started);
+        self.begin_checking();
         self.save();
+        self.body.happened(&Happening::Started);
         self.tell_starter(&Event::Started { pid });
         if self.is_unwanted {
             self.ask_to_stop(None, None);
@@ -416,6 +441,11 @@ impl<B: Body> Monitor<B> {
                 && let Err(error) = log.take(Program::stream(index), bytes)
             {
                 tracing::warn!(%error, "write the container's log");
+            }
+            if self.is_probe(key)
+                && let Some(probe) = &mut self.probe
+            {
+                probe.take_output(bytes);
             }
             let letter = if index == 0 { protocol::letter::OUTPUT } else { protocol::letter::ERROR };
             for peer in &mut self.peers {

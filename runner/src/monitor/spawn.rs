@@ -42,7 +42,7 @@ pub fn spawn(arguments: &[&OsStr], lock: BorrowedFd<'_>) -> io::Result<Connectio
                 words: format!("start the container's monitor: {error}"),
             };
             if let Ok(text) = super::protocol::text_of(&event) {
-                super::protocol::send(&theirs, [&text, &[]], None, rustix::net::SendFlags::empty()).ok();
+                super::protocol::send(&theirs, [&text, &[]], &[], rustix::net::SendFlags::empty()).ok();
             }
             sys::process::exit_now(125)
         }

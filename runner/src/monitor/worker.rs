@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::protocol;
+use super::protocol::{self, DESCRIPTORS_MAX};
 use crate::channel::FailureKind;
 use crate::process::Stdio;
 use crate::state::ProcessIdentity;
@@ -31,7 +31,7 @@ pub trait Body {
     ///
     /// # Errors
     /// Why not. Nothing is left then but what [`Self::clean_up`] removes.
-    fn start(&mut self, stdio: Stdio) -> Result<(Started, Option<OwnedFd>), Undone>;
+    fn start(&mut self, stdio: Stdio) -> Result<Made, Undone>;
 
     /// Executes another program in the container, as `description` says. Called in a process of its own.
     ///
@@ -43,12 +43,46 @@ pub trait Body {
         stdio: Stdio,
     ) -> Result<(ProcessIdentity, Option<OwnedFd>), Undone>;
 
+    /// Executes the program that tells whether the container is healthy, as [`Self::exec`] does. Only called where the
+    /// settings have a [`HealthCheck`](super::health::HealthCheck).
+    ///
+    /// # Errors
+    /// Why not.
+    fn probe(&mut self, stdio: Stdio) -> Result<ProcessIdentity, Undone>;
+
+    /// Something has happened to the container, and is written down. Called in the monitor itself.
+    fn happened(&mut self, what: &Happening);
+
     /// The program has ended: takes away what a next start makes anew; `last`: everything but the container's
     /// directory; `remove`: that too. Called in the monitor itself when it is the last.
     ///
     /// # Errors
     /// What is left.
     fn clean_up(&mut self, started: Option<&Started>, last: bool, remove: bool) -> Result<(), String>;
+}
+
+/// A container that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// What is written down of it.
+    pub started: Started,
+    /// The master of its terminal.
+    pub terminal: Option<OwnedFd>,
+    /// What the monitor keeps open as long as the program runs.
+    pub kept: Vec<OwnedFd>,
+}
+
+/// What happens to a container in its monitor's sight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happening {
+    /// Its program runs.
+    Started,
+    /// Its program has ended; how, as a shell reports it.
+    Died(u8),
+    /// The kernel killed in it for lack of memory.
+    OutOfMemory,
+    /// Its health is another now.
+    Health(super::health::Health),
 }
 
 /// A program that runs.
@@ -82,7 +116,13 @@ impl Undone {
 /// What a worker reports.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Report {
-    Started(Started),
+    Started {
+        started: Started,
+        /// The first descriptor is the master of a terminal.
+        terminal: bool,
+        /// So many descriptors come in all.
+        descriptors: usize,
+    },
     Executed(ProcessIdentity),
     Failed(Undone),
 }
@@ -96,23 +136,27 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Forks it. The closure runs there.
-    pub(super) fn start(work: impl FnOnce() -> (Report, Option<OwnedFd>)) -> io::Result<Self> {
+    pub(super) fn start(work: impl FnOnce() -> (Report, Vec<OwnedFd>)) -> io::Result<Self> {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         match sys::process::fork_into(0)? {
             Forked::Child => {
                 drop(ours);
-                let (report, descriptor) = std::panic::catch_unwind(AssertUnwindSafe(work))
-                    .unwrap_or_else(|_| (Report::Failed(Undone::setup("a fault of layerfs itself")), None));
+                let (report, descriptors) =
+                    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+                        (Report::Failed(Undone::setup("a fault of layerfs itself")), Vec::new())
+                    });
                 let text = text_of(report);
+                let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+                let mut batches = descriptors.chunks(DESCRIPTORS_MAX);
+                let first = batches.next().unwrap_or_default();
                 // Without a monitor there is nobody to tell; the container's processes see its end themselves.
-                protocol::send(
-                    &theirs,
-                    [&text, &[]],
-                    descriptor.as_ref().map(AsFd::as_fd),
-                    SendFlags::empty(),
-                )
-                .ok();
+                let mut sent = protocol::send(&theirs, [&text, &[]], first, SendFlags::empty());
+                for batch in batches {
+                    sent =
+                        sent.and_then(|()| protocol::send(&theirs, [b"+", &[]], batch, SendFlags::empty()));
+                }
+                sent.ok();
                 sys::process::exit_now(0)
             }
             Forked::Parent { pid, .. } => Ok(Self { pid, socket: ours }),
@@ -124,18 +168,29 @@ impl Worker {
     }
 
     /// Its report, once the socket is readable.
-    pub(super) fn report(&self) -> (Report, Option<OwnedFd>) {
+    pub(super) fn report(&self) -> (Report, Vec<OwnedFd>) {
         let mut buffer = vec![0_u8; REPORT_MAX];
-        let failed = |words: &str| (Report::Failed(Undone::setup(words)), None);
-        match protocol::receive(&self.socket, &mut buffer, RecvFlags::empty()) {
-            Ok(incoming) if incoming.length > 0 => {
-                match serde_json::from_slice(buffer.get(..incoming.length).unwrap_or_default()) {
-                    Ok(report) => (report, incoming.descriptor),
-                    Err(error) => failed(&format!("the process that made the container said: {error}")),
+        let failed = |words: &str| (Report::Failed(Undone::setup(words)), Vec::new());
+        let killed = "the process that was making the container was killed";
+        let incoming = match protocol::receive(&self.socket, &mut buffer, RecvFlags::empty()) {
+            Ok(incoming) if incoming.length > 0 => incoming,
+            _ => return failed(killed),
+        };
+        let report = match serde_json::from_slice(buffer.get(..incoming.length).unwrap_or_default()) {
+            Ok(report) => report,
+            Err(error) => return failed(&format!("the process that made the container said: {error}")),
+        };
+        let mut descriptors = incoming.descriptors;
+        if let Report::Started { descriptors: all, .. } = &report {
+            while descriptors.len() < *all {
+                match protocol::receive(&self.socket, &mut buffer, RecvFlags::empty()) {
+                    Ok(more) if !more.descriptors.is_empty() => descriptors.extend(more.descriptors),
+                    // Killed between two packets, or this process may have no more files open.
+                    _ => return failed(killed),
                 }
             }
-            _ => failed("the process that was making the container was killed"),
         }
+        (report, descriptors)
     }
 }
 

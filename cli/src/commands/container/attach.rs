@@ -47,6 +47,7 @@ pub(crate) fn attach(args: AttachArgs) -> anyhow::Result<ExitCode> {
         Some(connection) if container.is_running() => connection,
         _ => bail!("You cannot attach to a stopped container, start it first"),
     };
+    crate::events::container("attach", &container.config, &[]);
     let signals = Signals::take().context("take signals over")?;
     // What is written for a pipe is never left out: who reads it reads all.
     let whole = !container.config.tty;

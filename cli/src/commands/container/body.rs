@@ -1,6 +1,5 @@
 //! What a monitor does with its container: mounting its root filesystem, making it, taking it away.
 
-use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +9,7 @@ use anyhow::{Context, anyhow};
 use layerfs_image::store::LayerHold;
 use layerfs_runner::config::Choice;
 use layerfs_runner::host::ReadOnlyView;
-use layerfs_runner::monitor::{Body, Started, Undone};
+use layerfs_runner::monitor::{Body, Happening, Made, Started, Undone};
 use layerfs_runner::runtime::{CreateRequest, ExecRequest, Runtime, RuntimeError};
 use layerfs_runner::state::ProcessIdentity;
 use layerfs_runner::{CreateError, FailureKind, Stdio};
@@ -21,14 +20,17 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::config::{HealthConfig, MountSpec};
 use super::store::{Container, Containers};
-use super::{create, etc, network, spec};
+use super::{create, etc, network, parts, spec, store, volume};
 use crate::commands::run::{Identity, remove_tree, store_root};
 use crate::logging::LogOptions;
-use crate::{images, mount_process, ui};
+use crate::{events, images, mount_process, ui};
 
 /// The process behind the mount, written down as soon as there is one.
 const MOUNT: &str = "mount.json";
+/// The processes behind further images.
+const IMAGES: &str = "images.json";
 
 /// A program to be executed in a container.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -46,8 +48,6 @@ pub(super) struct ExecDescription {
 pub(super) struct Own {
     pub(super) container: Container,
     pub(super) log: LogOptions,
-    /// What keeps its published ports from other programs.
-    pub(super) ports: RefCell<Vec<OwnedFd>>,
 }
 
 /// The runtime's records of a container.
@@ -59,17 +59,28 @@ pub(super) fn mount_process_of(directory: &Path) -> Option<ProcessIdentity> {
     serde_json::from_slice(&fs::read(directory.join(MOUNT)).ok()?).ok()
 }
 
+/// The processes behind the images that it has mounted beside its own, in the order of its mounts.
+pub(super) fn image_processes_of(directory: &Path) -> Vec<ProcessIdentity> {
+    let text = fs::read(directory.join(IMAGES)).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Where the image of its mount number `at` is mounted for it.
+pub(super) fn image_place(directory: &Path, at: usize) -> PathBuf {
+    directory.join("images").join(at.to_string())
+}
+
 impl Own {
     fn directory(&self) -> &Path {
         &self.container.directory
     }
 
-    fn merged(&self) -> PathBuf {
+    pub(super) fn merged(&self) -> PathBuf {
         self.directory().join("merged")
     }
 
     /// Mounts the root filesystem, unless that is there from the last start.
-    fn mount(&self) -> anyhow::Result<ProcessIdentity> {
+    pub(super) fn mount(&self) -> anyhow::Result<ProcessIdentity> {
         let directory = self.directory();
         if let Some(process) = mount_process_of(directory).filter(|process| process.is_alive()) {
             return Ok(process);
@@ -114,33 +125,38 @@ impl Own {
             return Ok((vec![layer], Vec::new()));
         }
         let id = config.image.as_deref().context("the container is on no image")?;
-        let store = images::open_store()?;
-        let image = images::find(&store, id)?;
-        let hold = || image.diff_ids().iter().rev().map(|diff_id| store.hold_layer(diff_id)).collect();
-        let holds: Result<Vec<LayerHold>, _> = hold();
-        let holds = match holds {
-            Ok(holds) => holds,
-            // A layer is not unpacked; held ones stay.
-            Err(_) => images::with_session(&store, |session| {
-                store.ensure_layers(session, &image)?;
-                Ok(hold()?)
-            })?,
-        };
-        if holds.is_empty() {
-            anyhow::bail!("image {} has no layers: there is nothing to run", config.image_name);
+        image_lowers(id, &config.image_name)
+    }
+    /// Mounts the images that it has beside its own.
+    fn mount_images(&self) -> anyhow::Result<()> {
+        let directory = self.directory();
+        let mut processes = image_processes_of(directory);
+        if !processes.is_empty() && processes.iter().all(|process| process.is_alive()) {
+            return Ok(());
         }
-        let lower = |hold: &LayerHold| {
-            let mut lower = LowerSpec::plain(hold.tree.clone());
-            lower.index = Some(hold.index.clone());
-            // The store's own promise.
-            lower.immutable = true;
-            lower
-        };
-        Ok((holds.iter().map(lower).collect(), holds))
+        processes.clear();
+        for (at, mount) in self.container.config.mounts.iter().enumerate() {
+            let MountSpec::Image { image, name, .. } = mount else { continue };
+            let (lowers, holds) = image_lowers(image, name)?;
+            let place = image_place(directory, at);
+            fs::create_dir_all(&place).context("make a mountpoint")?;
+            let mut config = Config::new(lowers, None);
+            config.flags.source = format!("layerfs:{}", self.container.short());
+            let mut log = self.log.clone();
+            log.file = Some(directory.join("mount.log"));
+            let held: Vec<_> = holds.iter().map(LayerHold::as_fd).collect();
+            let mounted = mount_process::spawn_holding(&config, &place, &log, &held)
+                .with_context(|| format!("mount image {name}"))?;
+            processes.push(ProcessIdentity::of(mounted.pid).context("look at the mount process")?);
+            fs::write(directory.join(IMAGES), serde_json::to_vec(&processes)?)
+                .context("write down the mount process")?;
+        }
+        Ok(())
     }
 
-    fn run(&self, stdio: Stdio) -> anyhow::Result<(Started, Option<OwnedFd>)> {
+    fn run(&self, stdio: Stdio) -> anyhow::Result<Made> {
         let mount = self.mount()?;
+        self.mount_images()?;
         let directory = self.directory();
         let merged = self.merged();
         let config = &self.container.config;
@@ -166,12 +182,11 @@ impl Own {
         let cgroup = container.cgroup_directories().to_vec();
         // Its ends of pipes must not stay here, or their readers wait for ever.
         drop(container);
-        // Those of the last start would be in the way of the next.
-        self.ports.take();
         let pid = Pid::from_raw(process.pid).context("look at the container's process")?;
-        self.ports.replace(network::join(config, directory, pid)?);
+        // Name and networks may be others by now.
+        let kept = network::join(&store::read_for_monitor(directory)?.config, directory, pid)?;
         runtime.start(&config.id)?;
-        Ok((Started { process, mount: Some(mount), cgroup }, terminal))
+        Ok(Made { started: Started { process, mount: Some(mount), cgroup }, terminal, kept })
     }
 
     fn execute(
@@ -183,7 +198,14 @@ impl Own {
         let mut file = File::from(description);
         std::io::Seek::rewind(&mut file).context("read the description")?;
         file.read_to_end(&mut text).context("read the description")?;
-        let wanted: ExecDescription = serde_json::from_slice(&text).context("read the description")?;
+        self.execute_described(serde_json::from_slice(&text).context("read the description")?, stdio)
+    }
+
+    fn execute_described(
+        &self,
+        wanted: ExecDescription,
+        stdio: Stdio,
+    ) -> anyhow::Result<(ProcessIdentity, Option<OwnedFd>)> {
         let directory = self.directory();
         let config = &self.container.config;
         let user = wanted.user.as_deref().unwrap_or(&config.user);
@@ -234,29 +256,80 @@ impl Own {
 
     fn take_away(&self, last: bool, remove: bool) -> anyhow::Result<()> {
         let directory = self.directory();
-        self.ports.take();
-        network::leave(&self.container.config)?;
+        network::leave(&self.container.config, directory)?;
         runtime_of(directory).delete(&self.container.config.id, true)?;
         if !last {
             return Ok(());
         }
-        if let Some(process) = mount_process_of(directory) {
-            end_mount(process, &self.merged())?;
-            fs::remove_file(directory.join(MOUNT)).context("forget the mount process")?;
+        parts::remove(directory)?;
+        end_mount_of(self)?;
+        let images = image_processes_of(directory);
+        for (process, at) in images.into_iter().zip(self.images()) {
+            end_mount(process, &image_place(directory, at))?;
         }
-        let lower = directory.join("lower");
-        if lower.exists() {
-            // The view of a root filesystem.
-            rustix::mount::unmount(&lower, rustix::mount::UnmountFlags::DETACH).ok();
-        }
+        remove_tree(&directory.join("images"))?;
+        drop(fs::remove_file(directory.join(IMAGES)));
         for name in ["oci", "bundle"] {
             remove_tree(&directory.join(name))?;
         }
         if remove {
             self.container.remove(&Containers::at(&store_root()?)?)?;
+            events::container("destroy", &self.container.config, &[]);
+            // As docker: what `--rm` removes goes with its volumes, what `rm -f` removes does with `-v` alone.
+            if self.container.config.remove {
+                volume::remove_own(&self.container.config)?;
+            }
         }
         Ok(())
     }
+
+    /// Which of its mounts are images.
+    fn images(&self) -> impl Iterator<Item = usize> + '_ {
+        let mounts = self.container.config.mounts.iter().enumerate();
+        mounts.filter(|(_, mount)| matches!(mount, MountSpec::Image { .. })).map(|(at, _)| at)
+    }
+}
+
+/// The layers of an image, the topmost first, held as long as they are in use.
+fn image_lowers(id: &str, name: &str) -> anyhow::Result<(Vec<LowerSpec>, Vec<LayerHold>)> {
+    let store = images::open_store()?;
+    let image = images::find(&store, id)?;
+    let hold = || image.diff_ids().iter().rev().map(|diff_id| store.hold_layer(diff_id)).collect();
+    let holds: Result<Vec<LayerHold>, _> = hold();
+    let holds = match holds {
+        Ok(holds) => holds,
+        // A layer is not unpacked; held ones stay.
+        Err(_) => images::with_session(&store, |session| {
+            store.ensure_layers(session, &image)?;
+            Ok(hold()?)
+        })?,
+    };
+    if holds.is_empty() {
+        anyhow::bail!("image {name} has no layers: there is nothing to run");
+    }
+    let lower = |hold: &LayerHold| {
+        let mut lower = LowerSpec::plain(hold.tree.clone());
+        lower.index = Some(hold.index.clone());
+        // The store's own promise.
+        lower.immutable = true;
+        lower
+    };
+    Ok((holds.iter().map(lower).collect(), holds))
+}
+
+/// Ends the mount of the root filesystem, and what is mounted in it and under it.
+pub(super) fn end_mount_of(own: &Own) -> anyhow::Result<()> {
+    let directory = own.directory();
+    if let Some(process) = mount_process_of(directory) {
+        end_mount(process, &own.merged())?;
+        fs::remove_file(directory.join(MOUNT)).context("forget the mount process")?;
+    }
+    let lower = directory.join("lower");
+    if lower.exists() {
+        // The view of a root filesystem.
+        rustix::mount::unmount(&lower, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+    Ok(())
 }
 
 /// Asks it to unmount, and waits until it has released the layers and the upper.
@@ -302,8 +375,29 @@ fn undone(error: &anyhow::Error) -> Undone {
 }
 
 impl Body for Own {
-    fn start(&mut self, stdio: Stdio) -> Result<(Started, Option<OwnedFd>), Undone> {
+    fn start(&mut self, stdio: Stdio) -> Result<Made, Undone> {
         self.run(stdio).map_err(|error| undone(&error))
+    }
+
+    fn probe(&mut self, stdio: Stdio) -> Result<ProcessIdentity, Undone> {
+        let args = self.container.config.health.as_ref().map(HealthConfig::args).unwrap_or_default();
+        let description = ExecDescription { args, ..ExecDescription::default() };
+        match self.execute_described(description, stdio) {
+            Ok((process, _)) => Ok(process),
+            Err(error) => Err(undone(&error)),
+        }
+    }
+
+    fn happened(&mut self, what: &Happening) {
+        let config = &self.container.config;
+        match what {
+            Happening::Started => events::container("start", config, &[]),
+            Happening::Died(code) => events::container("die", config, &[("exitCode", &code.to_string())]),
+            Happening::OutOfMemory => events::container("oom", config, &[]),
+            Happening::Health(health) => {
+                events::container(&format!("health_status: {}", health.word()), config, &[]);
+            }
+        }
     }
 
     fn exec(

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use layerfs_runner::monitor::health::HealthCheck;
 use layerfs_runner::monitor::restart::RestartPolicy;
 use serde::{Deserialize, Serialize};
 
@@ -71,8 +73,8 @@ pub(crate) struct ContainerConfig {
     pub(crate) device_rules: Vec<String>,
     pub(crate) sysctls: BTreeMap<String, String>,
     pub(crate) init: bool,
-    pub(crate) pid_host: bool,
-    pub(crate) ipc_host: bool,
+    pub(crate) pid: NamespaceMode,
+    pub(crate) ipc: NamespaceMode,
     pub(crate) uts_host: bool,
     pub(crate) cgroup_host: bool,
     pub(crate) cgroup_parent: String,
@@ -83,6 +85,87 @@ pub(crate) struct ContainerConfig {
     /// `NAME:ADDRESS`.
     pub(crate) hosts: Vec<String>,
     pub(crate) annotations: BTreeMap<String, String>,
+    /// How its health is checked; `None`: it is not.
+    pub(crate) health: Option<HealthConfig>,
+}
+
+/// Docker's `Healthcheck`. Times are nanoseconds; 0 is the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct HealthConfig {
+    /// `CMD` and a program with arguments, or `CMD-SHELL` and a command line.
+    pub(crate) test: Vec<String>,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) interval: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) timeout: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) start_period: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) start_interval: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) retries: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl HealthConfig {
+    /// The command that tells; empty where there is none.
+    pub(crate) fn args(&self) -> Vec<String> {
+        match self.test.split_first() {
+            Some((kind, rest)) if kind == "CMD" => rest.to_vec(),
+            Some((kind, rest)) if kind == "CMD-SHELL" && !rest.is_empty() => {
+                vec!["/bin/sh".into(), "-c".into(), rest.join(" ")]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// When it runs.
+    pub(crate) fn schedule(&self) -> HealthCheck {
+        let default = HealthCheck::default();
+        let or = |nanoseconds: u64, default: Duration| match nanoseconds {
+            0 => default,
+            nanoseconds => Duration::from_nanos(nanoseconds),
+        };
+        HealthCheck {
+            interval: or(self.interval, default.interval),
+            timeout: or(self.timeout, default.timeout),
+            start_period: or(self.start_period, default.start_period),
+            start_interval: or(self.start_interval, default.start_interval),
+            retries: match self.retries {
+                0 => default.retries,
+                retries => u32::try_from(retries).unwrap_or(u32::MAX),
+            },
+        }
+    }
+}
+
+/// Whose namespace of a kind it has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NamespaceMode {
+    /// One of its own.
+    #[default]
+    Own,
+    /// The machine's.
+    Host,
+    /// That of another container, by id.
+    Container(String),
+}
+
+impl NamespaceMode {
+    /// As docker shows it; `own` for one of its own.
+    pub(crate) fn word(&self, own: &str) -> String {
+        match self {
+            Self::Own => own.to_owned(),
+            Self::Host => "host".into(),
+            Self::Container(id) => format!("container:{id}"),
+        }
+    }
 }
 
 /// Where its network comes from. Other modes are added here and in `spec.rs`.
@@ -96,14 +179,20 @@ pub(crate) enum NetworkMode {
     Host,
     /// A network of `layerfs network`, by name.
     Named(String),
+    /// That of another container, by id.
+    Container(String),
+    /// Sockets of the user, by a program of its own: for who may not make bridges.
+    Userland,
 }
 
 impl NetworkMode {
-    pub(crate) fn word(&self) -> &str {
+    pub(crate) fn word(&self) -> String {
         match self {
-            Self::None => "none",
-            Self::Host => "host",
-            Self::Named(name) => name,
+            Self::None => "none".into(),
+            Self::Host => "host".into(),
+            Self::Named(name) => name.clone(),
+            Self::Container(id) => format!("container:{id}"),
+            Self::Userland => "user".into(),
         }
     }
 }
@@ -129,14 +218,37 @@ pub(crate) enum MountSpec {
     Bind { source: PathBuf, target: String, read_only: bool, options: Vec<String> },
     /// Memory.
     Tmpfs { target: String, options: Vec<String> },
-    /// A directory of the container's own, filled at first from the image. A module of volumes can take its place.
-    Volume { target: String, directory: String },
+    /// A volume, filled from the image when it is first used. `volume rm` finds its users by `name`.
+    Volume {
+        name: String,
+        target: String,
+        read_only: bool,
+        /// Nothing is copied into it.
+        no_copy: bool,
+        /// The part of it that is mounted; empty: all.
+        subpath: String,
+        /// Made for this container, and goes with it.
+        anonymous: bool,
+    },
+    /// What an image shows, read-only.
+    Image {
+        /// As it was named.
+        name: String,
+        /// Its id.
+        image: String,
+        target: String,
+        /// The part of it that is mounted; empty: all.
+        subpath: String,
+    },
 }
 
 impl MountSpec {
     pub(crate) fn target(&self) -> &str {
         match self {
-            Self::Bind { target, .. } | Self::Tmpfs { target, .. } | Self::Volume { target, .. } => target,
+            Self::Bind { target, .. }
+            | Self::Tmpfs { target, .. }
+            | Self::Volume { target, .. }
+            | Self::Image { target, .. } => target,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `layerfs create`: options and image as a container on disk.
 
+mod health;
 pub(super) mod values;
 
 use std::collections::BTreeMap;
@@ -14,18 +15,20 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use layerfs_image::registry::Platform;
 use layerfs_image::store::{Image, Store};
 use layerfs_runner::monitor::record::Record;
 use layerfs_runner::monitor::restart::RestartPolicy;
 use layerfs_runner::runtime::time::rfc3339;
+use layerfs_volume::NewVolume;
 
-use super::config::{ContainerConfig, MountSpec, NetworkMode, Seccomp};
+use super::config::{ContainerConfig, NamespaceMode, NetworkMode, Seccomp};
 use super::options::CreateOptions;
 use super::store::{self, Container, Containers};
-use super::{mounts, names, network};
+use super::{mounts, names, network, volume};
 use crate::commands::run::short;
 use crate::exit::{Hinted, Usage};
-use crate::{images, ui};
+use crate::{events, images, ui};
 
 /// Make a container of an image, without starting it
 #[derive(Debug, Args)]
@@ -84,15 +87,15 @@ pub(super) fn make(
             }
             let name = words.remove(0);
             let store = images::open_store()?;
-            let image = image_of(&store, &name, &options.pull)?;
+            let image = image_of(&store, &name, &options.pull, options.platform.as_deref())?;
             config.image = Some(image.id.to_string());
             config.image_name = name;
             Some(image)
         }
     };
-    fill(&mut config, options, image.as_ref(), words, attached)?;
+    let volumes = fill(&mut config, options, image.as_ref(), words, attached, containers)?;
     let cidfile = options.cidfile.as_deref().map(new_cidfile).transpose()?;
-    let made = write_down(containers, config, options.name.as_deref());
+    let made = write_down(containers, config, options.name.as_deref(), &volumes);
     match (&made, cidfile) {
         (Ok((container, _)), Some((_, mut file))) => {
             file.write_all(container.id().as_bytes()).context("write --cidfile")?;
@@ -118,15 +121,10 @@ fn refuse(options: &CreateOptions) -> anyhow::Result<()> {
             options.gpus.is_some(),
             "--gpus: devices are given by --device; there is no support for GPUs as such",
         ),
-        (options.health_cmd.is_some(), "--health-cmd: health is not checked"),
-        (!options.volumes_from.is_empty(), "--volumes-from is not supported; name the directories with -v"),
         (
-            options.platform.is_some(),
-            "--platform: pull the image for that platform first (layerfs pull --platform)",
-        ),
-        (
-            options.userns.as_deref().is_some_and(|mode| mode != "host"),
-            "--userns: a container has the user namespace of who runs it",
+            options.userns.as_deref().is_some_and(|mode| !matches!(mode, "" | "host")),
+            "--userns: there is host: a container has the user namespace of who runs it; for one of its own, run \
+             layerfs as an ordinary user",
         ),
     ];
     match words.into_iter().find(|(given, _)| *given) {
@@ -135,12 +133,19 @@ fn refuse(options: &CreateOptions) -> anyhow::Result<()> {
     }
 }
 
-fn image_of(store: &Store, name: &str, pull: &str) -> anyhow::Result<Image> {
+fn image_of(store: &Store, name: &str, pull: &str, platform: Option<&str>) -> anyhow::Result<Image> {
+    let platform = platform.map(platform_of).transpose()?;
+    let fits = |image: &Image| {
+        let config = &image.config;
+        let own =
+            Platform::new(&config.os, &config.architecture, config.variant.as_deref().unwrap_or_default());
+        platform.as_ref().is_none_or(|platform: &Platform| platform.runs(&own))
+    };
     let pulled = |quiet: bool| -> anyhow::Result<Image> {
         if !quiet {
             ui::note(format_args!("Unable to find image '{name}' locally"));
         }
-        crate::commands::registry::pull_for_run(store, name)?;
+        crate::commands::registry::pull_for_run(store, name, platform.as_ref())?;
         images::find(store, name)
     };
     match pull {
@@ -153,9 +158,17 @@ fn image_of(store: &Store, name: &str, pull: &str) -> anyhow::Result<Image> {
             {
                 pulled(false)
             }
+            // The one that is here is for another platform than the one that is asked for.
+            Ok(image) if !fits(&image) => pulled(false),
             result => result,
         },
-        "never" => images::find(store, name),
+        "never" => match images::find(store, name)? {
+            image if fits(&image) => Ok(image),
+            _ => bail!(Hinted {
+                message: format!("image {name} is for another platform than the one that --platform names"),
+                hint: "leave out --pull never, or --platform".into(),
+            }),
+        },
         other => Err(Usage(format!("--pull {other:?}: it is missing, always or never")).into()),
     }
 }
@@ -166,7 +179,8 @@ fn fill(
     image: Option<&Image>,
     words: Vec<String>,
     attached: bool,
-) -> anyhow::Result<()> {
+    containers: &Containers,
+) -> anyhow::Result<Vec<NewVolume>> {
     let text = |key: &str| image.and_then(|image| image.config.run_text(key)).unwrap_or_default().to_owned();
     let list = |key: &str| image.map(|image| image.config.run_list(key)).unwrap_or_default();
     config.created = rfc3339(SystemTime::now());
@@ -194,10 +208,17 @@ fn fill(
     };
     config.user = options.user.clone().unwrap_or_else(|| text("User"));
     config.groups.clone_from(&options.group_add);
-    config.hostname = match (&options.hostname, options.uts.as_deref(), options.network.as_deref()) {
+    config.network = network::mode(options, containers)?;
+    config.hostname = match (&options.hostname, options.uts.as_deref(), &config.network) {
         (Some(_), Some("host"), _) => bail!(Usage("conflicting options: hostname and the UTS mode".into())),
+        (Some(_), _, NetworkMode::Container(_)) => {
+            bail!(Usage("conflicting options: hostname and the network mode".into()))
+        }
         (Some(name), _, _) => values::hostname(name)?,
-        (None, _, Some("host")) => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        (None, _, NetworkMode::Container(id)) => containers.find(id)?.config.hostname,
+        (None, Some("host"), _) | (None, _, NetworkMode::Host) => {
+            rustix::system::uname().nodename().to_string_lossy().into_owned()
+        }
         (None, ..) => short(&config.id).to_owned(),
     };
     config.domainname = options.domainname.clone().unwrap_or_default();
@@ -220,7 +241,6 @@ fn fill(
     }
     config.log_driver = options.log_driver.clone().unwrap_or_else(|| "json-file".into());
     config.log_options = values::log_options(&config.log_driver, &options.log_opt)?;
-    config.network = network::mode(options.network.as_deref())?;
     config.exposed = values::exposed(image, &options.expose)?;
     config.networking = network::spec(options, config)?;
     config.read_only = options.read_only;
@@ -243,8 +263,8 @@ fn fill(
         Some(mode) if own.contains(&mode) => Ok(false),
         Some(other) => Err(Usage(format!("--{name} {other:?} is not supported; there is host"))),
     };
-    config.pid_host = is_host("pid", &options.pid, &[""])?;
-    config.ipc_host = is_host("ipc", &options.ipc, &["", "private", "shareable"])?;
+    config.pid = namespace_mode("pid", options.pid.as_deref(), &[""], containers)?;
+    config.ipc = namespace_mode("ipc", options.ipc.as_deref(), &["", "private", "shareable"], containers)?;
     config.uts_host = is_host("uts", &options.uts, &[""])?;
     config.cgroup_host = is_host("cgroupns", &options.cgroupns, &["", "private"])?;
     config.cgroup_parent = options.cgroup_parent.clone().unwrap_or_default();
@@ -264,14 +284,36 @@ fn fill(
             _ => bail!(Usage(format!("bad format for add-host: \"{host}\""))),
         }
     }
-    config.mounts = mounts::parse(options)?;
+    config.health = health::of(options, image)?;
     let volumes = image.and_then(|image| image.config.config.get("Volumes")?.as_object());
-    for target in volumes.into_iter().flat_map(|volumes| volumes.keys()) {
-        if !config.mounts.iter().any(|mount| Path::new(mount.target()) == Path::new(target)) {
-            config.mounts.push(mounts::anonymous(target, config.mounts.len()));
-        }
-    }
-    Ok(())
+    let targets: Vec<String> = volumes.into_iter().flat_map(|volumes| volumes.keys().cloned()).collect();
+    let mounts = mounts::resolve(options, &targets, containers)?;
+    config.mounts = mounts.all;
+    Ok(mounts.volumes)
+}
+
+fn namespace_mode(
+    option: &str,
+    mode: Option<&str>,
+    own: &[&str],
+    containers: &Containers,
+) -> anyhow::Result<NamespaceMode> {
+    Ok(match mode {
+        None => NamespaceMode::Own,
+        Some("host") => NamespaceMode::Host,
+        Some(mode) if own.contains(&mode) => NamespaceMode::Own,
+        Some(mode) => match mode.strip_prefix("container:") {
+            Some(name) => NamespaceMode::Container(containers.find(name)?.config.id),
+            None => {
+                bail!(Usage(format!("--{option} {mode:?} is not known; there are host and container:NAME")))
+            }
+        },
+    })
+}
+
+/// `OS/ARCHITECTURE[/VARIANT]`, or an architecture alone.
+fn platform_of(text: &str) -> anyhow::Result<Platform> {
+    text.parse::<Platform>().map_err(|error| Usage(format!("--platform: {error}")).into())
 }
 
 fn security(config: &mut ContainerConfig, options: &[String]) -> anyhow::Result<()> {
@@ -303,6 +345,7 @@ fn write_down(
     containers: &Containers,
     mut config: ContainerConfig,
     name: Option<&str>,
+    volumes: &[NewVolume],
 ) -> anyhow::Result<(Container, OwnedFd)> {
     let directory = containers.path(&config.id);
     let words = || format!("make container directory {}", directory.display());
@@ -321,18 +364,14 @@ fn write_down(
         for name in ["upper", "work", "merged"] {
             fs::DirBuilder::new().mode(0o755).create(directory.join(name)).with_context(words)?;
         }
-        for mount in &config.mounts {
-            if let MountSpec::Volume { directory: name, .. } = mount {
-                let path = directory.join("volumes").join(name);
-                fs::DirBuilder::new().recursive(true).mode(0o755).create(path).with_context(words)?;
-            }
-        }
         let mut record = Record::new(&config.id);
         record.image.clone_from(&config.image);
         record.rootfs.clone_from(&config.rootfs);
         record.args = config.args();
         record.save(&directory).with_context(words)?;
+        // Before the volumes: who removes volumes asks the configs whether somebody has them.
         store::save_config(&directory, &config)?;
+        volume::create(volumes)?;
         Ok(lock)
     };
     let made = make();
@@ -344,6 +383,7 @@ fn write_down(
     }
     drop(store_lock);
     let lock = made?;
+    events::container("create", &config, &[]);
     let mut record = Record::new(&config.id);
     record.image.clone_from(&config.image);
     record.rootfs.clone_from(&config.rootfs);
@@ -359,7 +399,8 @@ pub(super) fn take_attributes(from: &Path, upper: &Path) -> std::io::Result<()> 
     fs::set_permissions(upper, root.permissions())
 }
 
-fn new_id() -> anyhow::Result<String> {
+/// 64 hexadecimal digits.
+pub(super) fn new_id() -> anyhow::Result<String> {
     let mut bytes = [0_u8; 32];
     fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("make an id")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -28,7 +28,7 @@ fn hosts(config: &ContainerConfig, machine: &str) -> String {
     let mut text = match config.network {
         NetworkMode::Host => machine.to_owned(),
         // Written again when the container has joined its network.
-        NetworkMode::None | NetworkMode::Named(_) => {
+        NetworkMode::None | NetworkMode::Named(_) | NetworkMode::Container(_) | NetworkMode::Userland => {
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
                               ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
                 .to_owned()

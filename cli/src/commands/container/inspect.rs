@@ -130,14 +130,11 @@ fn document(container: &Container, size: bool) -> Value {
             "UpperDir": file("upper"), "WorkDir": file("work"), "MergedDir": file("merged") } },
         "Mounts": mounts(container),
         "Config": config_document(config),
-        "NetworkSettings": {
-            "Ports": {},
-            "IPAddress": "",
-            "Gateway": "",
-            "MacAddress": "",
-            "Networks": { config.network.word(): { "IPAddress": "", "Gateway": "", "MacAddress": "", "NetworkID": "" } },
-        },
+        "NetworkSettings": super::network::settings(config),
     });
+    if let Some(health) = &record.health {
+        document["State"]["Health"] = json!(health);
+    }
     if size {
         document["SizeRw"] = disk_usage(&container.directory.join("upper")).into();
     }
@@ -153,6 +150,9 @@ fn host_config(config: &ContainerConfig) -> Value {
         .filter_map(|mount| match mount {
             MountSpec::Bind { source, target, read_only, .. } => {
                 Some(format!("{}:{target}{}", source.display(), if *read_only { ":ro" } else { "" }))
+            }
+            MountSpec::Volume { name, target, read_only, anonymous: false, .. } => {
+                Some(format!("{name}:{target}{}", if *read_only { ":ro" } else { "" }))
             }
             _ => None,
         })
@@ -172,7 +172,7 @@ fn host_config(config: &ContainerConfig) -> Value {
         "Binds": list(&binds),
         "LogConfig": { "Type": config.log_driver, "Config": config.log_options },
         "NetworkMode": config.network.word(),
-        "PortBindings": {},
+        "PortBindings": super::network::bindings(config),
         "RestartPolicy": { "Name": name, "MaximumRetryCount": retries },
         "AutoRemove": config.remove,
         "CapAdd": list(&config.cap_add),
@@ -183,9 +183,9 @@ fn host_config(config: &ContainerConfig) -> Value {
         "DnsSearch": config.dns_search,
         "ExtraHosts": list(&config.hosts),
         "GroupAdd": list(&config.groups),
-        "IpcMode": mode(config.ipc_host, "private"),
+        "IpcMode": config.ipc.word("private"),
         "OomScoreAdj": config.oom_score_adj.unwrap_or(0),
-        "PidMode": mode(config.pid_host, ""),
+        "PidMode": config.pid.word(""),
         "Privileged": config.privileged,
         "PublishAllPorts": false,
         "ReadonlyRootfs": config.read_only,
@@ -258,6 +258,9 @@ fn config_document(config: &ContainerConfig) -> Value {
             config.exposed.iter().map(|port| (port.clone(), json!({}))).collect();
         document["ExposedPorts"] = Value::Object(ports);
     }
+    if let Some(health) = &config.health {
+        document["Healthcheck"] = json!(health);
+    }
     if !config.stop_signal.is_empty() {
         document["StopSignal"] = json!(config.stop_signal);
     }
@@ -265,6 +268,12 @@ fn config_document(config: &ContainerConfig) -> Value {
         document["StopTimeout"] = json!(timeout);
     }
     document
+}
+
+/// Where a volume is on disk.
+fn volume_place(name: &str) -> String {
+    let found = crate::commands::volume::open().ok().and_then(|volumes| volumes.find(name).ok());
+    found.map(|volume| volume.mountpoint.display().to_string()).unwrap_or_default()
 }
 
 fn mounts(container: &Container) -> Vec<Value> {
@@ -277,10 +286,13 @@ fn mounts(container: &Container) -> Vec<Value> {
             "Type": "tmpfs", "Source": "", "Destination": target, "Mode": options.join(","),
             "RW": !options.iter().any(|option| option == "ro"), "Propagation": "",
         }),
-        MountSpec::Volume { target, directory } => json!({
-            "Type": "volume", "Name": format!("{}-{directory}", container.id()),
-            "Source": container.directory.join("volumes").join(directory), "Destination": target,
-            "Driver": "local", "Mode": "", "RW": true, "Propagation": "",
+        MountSpec::Volume { name, target, read_only, .. } => json!({
+            "Type": "volume", "Name": name, "Source": volume_place(name), "Destination": target,
+            "Driver": "local", "Mode": if *read_only { "ro" } else { "" }, "RW": !read_only, "Propagation": "",
+        }),
+        MountSpec::Image { name, target, .. } => json!({
+            "Type": "image", "Name": name, "Source": "", "Destination": target, "Mode": "ro", "RW": false,
+            "Propagation": "",
         }),
     };
     container.config.mounts.iter().map(entry).collect()

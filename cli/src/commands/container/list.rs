@@ -4,9 +4,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 use layerfs_image::time;
+use layerfs_network::Lease;
+use layerfs_runner::monitor::health::Health;
 use layerfs_runner::monitor::record::Status;
 use serde_json::{Value, json};
 
+use super::config::MountSpec;
+use super::network;
 use super::prune::disk_usage;
 use super::store::{Container, Containers};
 use crate::exit::Usage;
@@ -19,7 +23,7 @@ pub(crate) struct ListArgs {
     /// Also those that do not run
     #[arg(short, long)]
     all: bool,
-    /// Only some: id, name, label, status, exited, ancestor, before, since, volume, network
+    /// Only some: id, name, label, status, exited, ancestor, before, since, volume, network, health, publish, expose
     #[arg(short, long, value_name = "NAME=VALUE")]
     filter: Vec<String>,
     /// `table`, `json`, `table TEMPLATE` or a Go template
@@ -55,8 +59,10 @@ const HEADERS: [listing::Column; 10] = [
     ("LOCAL VOLUMES", "LocalVolumes"),
 ];
 
-const KNOWN: [&str; 11] =
-    ["id", "name", "label", "label!", "status", "exited", "ancestor", "before", "since", "volume", "network"];
+const KNOWN: [&str; 14] = [
+    "id", "name", "label", "label!", "status", "exited", "ancestor", "before", "since", "volume", "network",
+    "health", "publish", "expose",
+];
 
 pub(crate) fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     let filters = Filters::parse(&args.filter, &KNOWN)?;
@@ -78,7 +84,9 @@ pub(crate) fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let wants_size = args.size || args.format.as_deref().is_some_and(|format| format.contains(".Size"));
-    let rows: Vec<Value> = found.iter().map(|container| row(container, args.no_trunc, wants_size)).collect();
+    let leases = network::all_leases();
+    let rows: Vec<Value> =
+        found.iter().map(|container| row(container, &leases, args.no_trunc, wants_size)).collect();
     let mut columns = vec![
         ("CONTAINER ID", "ID"),
         ("IMAGE", "Image"),
@@ -95,7 +103,7 @@ pub(crate) fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(container: &Container, whole: bool, wants_size: bool) -> Value {
+fn row(container: &Container, leases: &[Lease], whole: bool, wants_size: bool) -> Value {
     let config = &container.config;
     let created = seconds(&config.created);
     let command = config.args().join(" ");
@@ -108,9 +116,26 @@ fn row(container: &Container, whole: bool, wants_size: bool) -> Value {
         true => human::size(disk_usage(&container.directory.join("upper"))),
         false => "0B".into(),
     };
-    let mounts: Vec<&str> = config.mounts.iter().map(super::config::MountSpec::target).collect();
-    let is_running = container.record.status == Status::Running;
-    let ports = if is_running { config.exposed.join(", ") } else { String::new() };
+    let mount = |mount: &MountSpec| {
+        let name = match mount {
+            MountSpec::Bind { source, .. } => source.display().to_string(),
+            MountSpec::Volume { name, .. } => name.clone(),
+            MountSpec::Image { name, .. } => name.clone(),
+            MountSpec::Tmpfs { .. } => return None,
+        };
+        Some(match whole || name.chars().count() <= 15 {
+            true => name,
+            false => format!("{}…", name.chars().take(14).collect::<String>()),
+        })
+    };
+    let mounts: Vec<String> = config.mounts.iter().filter_map(mount).collect();
+    let volumes = config.mounts.iter().filter(|mount| matches!(mount, MountSpec::Volume { .. })).count();
+    let ports = match container.record.status {
+        Status::Running => network::ports_column(config, leases),
+        _ => String::new(),
+    };
+    let mut networks = vec![config.network.word()];
+    networks.extend(config.networking.others.keys().cloned());
     json!({
         "ID": if whole { container.id() } else { container.short() },
         "Names": config.name,
@@ -124,8 +149,8 @@ fn row(container: &Container, whole: bool, wants_size: bool) -> Value {
         "Size": size,
         "Labels": labels.join(","),
         "Mounts": mounts.join(","),
-        "LocalVolumes": "0",
-        "Networks": config.network.word(),
+        "LocalVolumes": volumes.to_string(),
+        "Networks": networks.join(","),
     })
 }
 
@@ -140,7 +165,15 @@ fn status(container: &Container) -> String {
     let ago = |text: &str| human::duration(human::now().saturating_sub(seconds(text)).max(0));
     match record.status {
         Status::Running if container.is_paused() => format!("Up {} (Paused)", ago(&record.started_at)),
-        Status::Running => format!("Up {}", ago(&record.started_at)),
+        Status::Running => {
+            let health = match record.health.as_ref().map(|health| health.status) {
+                None => "",
+                Some(Health::Starting) => " (health: starting)",
+                Some(Health::Healthy) => " (healthy)",
+                Some(Health::Unhealthy) => " (unhealthy)",
+            };
+            format!("Up {}{health}", ago(&record.started_at))
+        }
         Status::Restarting => format!("Restarting ({}) {} ago", record.exit_code, ago(&record.finished_at)),
         Status::Exited => format!("Exited ({}) {} ago", record.exit_code, ago(&record.finished_at)),
         Status::Created => "Created".into(),
@@ -167,6 +200,9 @@ impl Filters {
             match name {
                 "status" if !states.contains(&value) => {
                     return Err(Usage(format!("invalid filter 'status={value}'")).into());
+                }
+                "health" if !["starting", "healthy", "unhealthy", "none"].contains(&value) => {
+                    return Err(Usage(format!("invalid filter 'health={value}'")).into());
                 }
                 "exited" if value.parse::<u8>().is_err() => {
                     return Err(Usage(format!("invalid filter 'exited={value}'")).into());
@@ -241,19 +277,40 @@ fn admits(name: &str, value: &str, container: &Container, all: &[Container]) -> 
         "before" => config.created < created_of(value),
         "since" => config.created > created_of(value) && !created_of(value).is_empty(),
         "volume" => config.mounts.iter().any(|mount| match mount {
-            super::config::MountSpec::Bind { source, target, .. } => {
-                target == value || source.as_os_str() == value
-            }
+            MountSpec::Bind { source, target, .. } => target == value || source.as_os_str() == value,
+            MountSpec::Volume { name, target, .. } => target == value || name == value,
             other => other.target() == value,
         }),
-        "network" => config.network.word() == value,
+        "network" => config.network.word() == value || config.networking.others.contains_key(value),
+        "health" => {
+            let health = container.record.health.as_ref().filter(|_| container.is_running());
+            health.map_or("none", |health| health.status.word()) == value
+        }
+        "publish" => {
+            config.networking.ports.iter().any(|mapping| is_port(value, &mapping.container.to_string()))
+        }
+        "expose" => config.exposed.iter().any(|port| is_port(value, port)),
         "until" => moment(value).is_some_and(|until| seconds(&config.created) < until),
         _ => false,
     }
 }
 
+/// Whether a port (`80/tcp`) is the one that a filter names, or in its range: `80`, `80/udp`, `8000-8080/tcp`.
+fn is_port(wanted: &str, port: &str) -> bool {
+    let (wanted, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+    let (first, last) = wanted.split_once('-').unwrap_or((wanted, wanted));
+    let (number, own_protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+    let parsed = |text: &str| text.parse::<u16>().ok();
+    match (parsed(first), parsed(last), parsed(number)) {
+        (Some(first), Some(last), Some(number)) => {
+            (first..=last).contains(&number) && protocol == own_protocol
+        }
+        _ => false,
+    }
+}
+
 /// A time of RFC 3339, seconds since 1970, or how long ago: `24h`, `1h30m`.
-pub(super) fn moment(text: &str) -> Option<i64> {
+pub(crate) fn moment(text: &str) -> Option<i64> {
     if let Some((seconds, _)) = time::parse(text) {
         return Some(seconds);
     }

@@ -1,6 +1,5 @@
 //! `layerfs monitor`: what a container's monitor is started as. For the program's own use.
 
-use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -48,8 +47,7 @@ fn be(
 ) -> anyhow::Result<()> {
     let container = store::read_for_monitor(&directory)?;
     let settings = settings_of(&container.config, &container)?;
-    serve(settings, Own { container, log, ports: RefCell::default() }, inherited)
-        .context("watch the container")
+    serve(settings, Own { container, log }, inherited).context("watch the container")
 }
 
 fn settings_of(config: &ContainerConfig, container: &store::Container) -> anyhow::Result<Settings> {
@@ -76,6 +74,7 @@ fn settings_of(config: &ContainerConfig, container: &store::Container) -> anyhow
         stop_signal: stop_signal(config),
         stop_timeout: config.stop_timeout.unwrap_or(STOP_TIMEOUT),
         remove: config.remove,
+        health: config.health.as_ref().map(super::config::HealthConfig::schedule),
     })
 }
 

@@ -1,152 +1,157 @@
-//! `-v`, `--mount` and `--tmpfs` as values.
+//! `-v`, `--mount`, `--tmpfs`, `--volumes-from` and the image's volumes as the mounts of one container.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use layerfs_volume::NewVolume;
+use layerfs_volume::request::{
+    Bind, Mount, Recursive, Source, VolumeSource, parse_mount, parse_tmpfs, parse_volume,
+};
 
 use super::config::MountSpec;
+use super::create::new_id;
 use super::options::CreateOptions;
+use super::store::Containers;
 use crate::exit::Usage;
-
-fn wrong(words: impl Into<String>) -> Usage {
-    Usage(words.into())
-}
-
-/// All mounts of a command line, those of nested places after what they are in.
-pub(super) fn parse(options: &CreateOptions) -> Result<Vec<MountSpec>, Usage> {
-    let mut mounts = Vec::new();
-    for text in &options.volume {
-        let mount = volume(text, mounts.len())?;
-        mounts.push(mount);
-    }
-    for text in &options.mount {
-        let mount = long_form(text, mounts.len())?;
-        mounts.push(mount);
-    }
-    for text in &options.tmpfs {
-        let (target, options) = text.split_once(':').unwrap_or((text, ""));
-        let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
-        mounts.push(MountSpec::Tmpfs { target: target_of(target)?, options });
-    }
-    for (at, mount) in mounts.iter().enumerate() {
-        if mounts.iter().take(at).any(|other| Path::new(other.target()) == Path::new(mount.target())) {
-            return Err(wrong(format!("Duplicate mount point: {}", mount.target())));
-        }
-    }
-    mounts.sort_by_key(|mount| Path::new(mount.target()).components().count());
-    Ok(mounts)
-}
-
-/// A volume without a name.
-pub(super) fn anonymous(target: &str, number: usize) -> MountSpec {
-    MountSpec::Volume { target: target.to_owned(), directory: number.to_string() }
-}
-
-fn target_of(text: &str) -> Result<String, Usage> {
-    let path = Path::new(text);
-    if !path.is_absolute()
-        || path == Path::new("/")
-        || path.components().any(|part| part == Component::ParentDir)
-    {
-        return Err(wrong(format!(
-            "invalid mount path: '{text}': it must be absolute, not '/', and without '..'"
-        )));
-    }
-    Ok(text.to_owned())
-}
-
-fn volume(text: &str, number: usize) -> Result<MountSpec, Usage> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let (source, target, words) = match parts[..] {
-        [target] => return Ok(anonymous(&target_of(target)?, number)),
-        [source, target] => (source, target, ""),
-        [source, target, words] => (source, target, words),
-        _ => return Err(wrong(format!("invalid volume specification: '{text}'"))),
-    };
-    let mut read_only = false;
-    let mut options = Vec::new();
-    for word in words.split(',').filter(|word| !word.is_empty()) {
-        match word {
-            "ro" => read_only = true,
-            "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" | "nocopy" => {}
-            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => {
-                options.push(word.to_owned())
-            }
-            other => return Err(wrong(format!("invalid mode: {other}"))),
-        }
-    }
-    bind(source, target, read_only, options, true)
-}
-
-/// As `-v` does it, a missing source is made (by `start`); `--mount` refuses it.
-fn bind(
-    source: &str,
-    target: &str,
-    read_only: bool,
-    mut options: Vec<String>,
-    makes_source: bool,
-) -> Result<MountSpec, Usage> {
-    let path = match source.starts_with('/') {
-        true => PathBuf::from(source),
-        false if source.starts_with('.') => std::path::absolute(source)
-            .map_err(|error| wrong(format!("invalid volume specification: {source}: {error}")))?,
-        false => {
-            return Err(wrong(format!(
-                "volume {source:?}: volumes with names are not supported yet; name a directory by its absolute path"
-            )));
-        }
-    };
-    if makes_source {
-        options.push(MAKE_SOURCE.to_owned());
-    }
-    Ok(MountSpec::Bind { source: path, target: target_of(target)?, read_only, options })
-}
+use crate::images;
 
 /// Among the options of a bind: its source is made where it is missing.
 pub(super) const MAKE_SOURCE: &str = "x-make-source";
 
-fn long_form(text: &str, number: usize) -> Result<MountSpec, Usage> {
-    let (mut kind, mut source, mut target, mut read_only) = ("volume", None, None, false);
-    let mut options = Vec::new();
-    for field in text.split(',') {
-        let (name, value) = match field.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (field, None),
+/// What a container has mounted.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    /// Those of nested places after what they are in.
+    pub(super) all: Vec<MountSpec>,
+    /// Volumes that must be there; they are made where they are not.
+    pub(super) volumes: Vec<NewVolume>,
+}
+
+/// All that the command line and the image ask for. `image` has the targets of the image's own volumes.
+pub(super) fn resolve(
+    options: &CreateOptions,
+    image: &[String],
+    containers: &Containers,
+) -> anyhow::Result<Mounts> {
+    let mut mounts = Mounts::default();
+    for mount in parse(options)? {
+        mounts.add(mount)?;
+    }
+    for text in &options.volumes_from {
+        for mount in mounts_from(text, containers)? {
+            if !mounts.has(mount.target()) {
+                mounts.all.push(mount);
+            }
+        }
+    }
+    for target in image {
+        if !mounts.has(target) {
+            mounts.volume(target.clone(), false, VolumeSource::default())?;
+        }
+    }
+    mounts.all.sort_by_key(|mount| Path::new(mount.target()).components().count());
+    Ok(mounts)
+}
+
+/// The texts as values; no two for one place.
+fn parse(options: &CreateOptions) -> Result<Vec<Mount>, Usage> {
+    let parsed = options
+        .volume
+        .iter()
+        .map(|text| parse_volume(text))
+        .chain(options.mount.iter().map(|text| parse_mount(text)))
+        .chain(options.tmpfs.iter().map(|text| parse_tmpfs(text)));
+    let mounts: Vec<Mount> = parsed.collect::<Result<_, _>>().map_err(|error| Usage(error.to_string()))?;
+    for (at, mount) in mounts.iter().enumerate() {
+        if mounts.iter().take(at).any(|other| other.target == mount.target) {
+            return Err(Usage(format!("Duplicate mount point: {}", mount.target)));
+        }
+    }
+    Ok(mounts)
+}
+
+impl Mounts {
+    fn has(&self, target: &str) -> bool {
+        self.all.iter().any(|mount| Path::new(mount.target()) == Path::new(target))
+    }
+
+    fn add(&mut self, mount: Mount) -> anyhow::Result<()> {
+        let Mount { target, read_only, source } = mount;
+        match source {
+            Source::Bind(bind) => self.all.push(bound(bind, target, read_only)?),
+            Source::Tmpfs(tmpfs) => self.all.push(MountSpec::Tmpfs { target, options: tmpfs.options }),
+            Source::Volume(volume) => self.volume(target, read_only, volume)?,
+            Source::Image { image, subpath } => {
+                let found = images::find(&images::open_store()?, &image)?;
+                let (image, subpath, name) = (found.id.to_string(), subpath.unwrap_or_default(), image);
+                self.all.push(MountSpec::Image { name, image, target, subpath });
+            }
+        }
+        Ok(())
+    }
+
+    fn volume(&mut self, target: String, read_only: bool, source: VolumeSource) -> anyhow::Result<()> {
+        let VolumeSource { name, no_copy, subpath, driver, labels, options } = source;
+        let anonymous = name.is_none();
+        let name = match name {
+            Some(name) => name,
+            None => new_id()?,
         };
-        match (name, value) {
-            ("type", Some(value)) => kind = value,
-            ("source" | "src", Some(value)) => source = Some(value),
-            ("target" | "dst" | "destination", Some(value)) => target = Some(value),
-            ("readonly" | "ro", None | Some("true" | "1")) => read_only = true,
-            ("readonly" | "ro", Some("false" | "0")) => read_only = false,
-            ("bind-propagation", Some(value)) => options.push(value.to_owned()),
-            ("bind-nonrecursive", None | Some("true")) => options.push("bind".into()),
-            ("tmpfs-size", Some(value)) => options.push(format!("size={value}")),
-            ("tmpfs-mode", Some(value)) => options.push(format!("mode={value}")),
-            ("consistency", Some(_)) => {}
-            _ => {
-                return Err(wrong(format!(
-                    "invalid argument \"{text}\" for --mount: unexpected key '{name}'"
-                )));
-            }
+        let created = layerfs_image::time::now();
+        let mut new = NewVolume { name: Some(name.clone()), driver, labels, options, created, anonymous };
+        if anonymous {
+            // As docker marks them.
+            new.labels.insert("com.docker.volume.anonymous".into(), String::new());
         }
+        self.volumes.push(new);
+        let subpath = subpath.unwrap_or_default();
+        self.all.push(MountSpec::Volume { name, target, read_only, no_copy, subpath, anonymous });
+        Ok(())
     }
-    let target = target
-        .ok_or_else(|| wrong(format!("invalid argument \"{text}\" for --mount: target is required")))?;
-    match (kind, source) {
-        ("bind", Some(source)) => bind(source, target, read_only, options, false),
-        ("bind", None) => Err(wrong(format!("invalid argument \"{text}\" for --mount: source is required"))),
-        ("tmpfs", None) => {
-            if read_only {
-                options.push("ro".into());
-            }
-            Ok(MountSpec::Tmpfs { target: target_of(target)?, options })
-        }
-        ("tmpfs", Some(_)) => Err(wrong("--mount type=tmpfs has no source")),
-        ("volume", None) => Ok(anonymous(&target_of(target)?, number)),
-        ("volume", Some(name)) => {
-            Err(wrong(format!("volume {name:?}: volumes with names are not supported yet")))
-        }
-        (other, _) => Err(wrong(format!("--mount type={other}: there are bind, tmpfs and volume"))),
+}
+
+/// As `-v` does it, a missing source is made (by `start`); `--mount` refuses it.
+fn bound(bind: Bind, target: String, read_only: bool) -> anyhow::Result<MountSpec> {
+    let source: PathBuf =
+        std::path::absolute(&bind.path).with_context(|| format!("find {}", bind.path.display()))?;
+    let mut options: Vec<String> =
+        bind.propagation.map(|propagation| propagation.word().to_owned()).into_iter().collect();
+    match bind.recursive {
+        Recursive::Enabled => {}
+        Recursive::Disabled => options.push("bind".into()),
+        // `ro` of the mount alone; those below stay as they are.
+        Recursive::Writable => options.push("rbind".into()),
+        Recursive::ReadOnly => options.extend(["rbind".into(), "rro".into()]),
     }
+    if bind.create {
+        options.push(MAKE_SOURCE.to_owned());
+    }
+    Ok(MountSpec::Bind { source, target, read_only, options })
+}
+
+/// The binds and volumes of another container: `CONTAINER[:ro|rw]`.
+fn mounts_from(text: &str, containers: &Containers) -> anyhow::Result<Vec<MountSpec>> {
+    let (name, is_read_only) = match text.rsplit_once(':') {
+        None => (text, false),
+        Some((name, "ro")) => (name, true),
+        Some((name, "rw" | "z" | "Z")) => (name, false),
+        Some((_, mode)) => return Err(Usage(format!("invalid mode for volumes-from: {mode}")).into()),
+    };
+    let other = containers.find(name)?;
+    let taken = other.config.mounts.into_iter().filter_map(|mut mount| {
+        match &mut mount {
+            MountSpec::Bind { read_only, .. } => *read_only |= is_read_only,
+            // It stays the other one's.
+            MountSpec::Volume { read_only, anonymous, .. } => {
+                *read_only |= is_read_only;
+                *anonymous = false;
+            }
+            MountSpec::Image { .. } => {}
+            MountSpec::Tmpfs { .. } => return None,
+        }
+        Some(mount)
+    });
+    Ok(taken.collect())
 }
 
 #[cfg(test)]
@@ -154,35 +159,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_forms_mean_the_same() {
-        let short = volume("/srv:/data:ro,rslave", 0).unwrap();
-        let long = long_form("type=bind,src=/srv,dst=/data,readonly,bind-propagation=rslave", 0).unwrap();
-        let MountSpec::Bind { source, target, read_only, options } = &short else { panic!() };
-        assert_eq!((source.as_path(), target.as_str(), *read_only), (Path::new("/srv"), "/data", true));
-        assert_eq!(options, &["rslave", MAKE_SOURCE]);
-        let MountSpec::Bind { options, .. } = long else { panic!() };
-        assert_eq!(options, ["rslave"]);
+    fn what_is_asked_for_goes_before_what_the_image_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::at(dir.path()).unwrap();
+        let options = CreateOptions {
+            volume: vec!["/srv:/data/deep:ro,rslave".into(), "data:/data".into(), "/new".into()],
+            mount: vec!["type=bind,src=/srv,dst=/b,readonly".into()],
+            tmpfs: vec!["/run:size=1m".into()],
+            ..CreateOptions::default()
+        };
+        let mounts = resolve(&options, &["/data".into(), "/own".into()], &containers).unwrap();
+        let targets: Vec<&str> = mounts.all.iter().map(MountSpec::target).collect();
+        assert_eq!(targets, ["/data", "/new", "/b", "/run", "/own", "/data/deep"]);
+        let Some(MountSpec::Bind { options, read_only, .. }) = mounts.all.last() else { panic!() };
         assert!(
-            matches!(volume("/data", 3).unwrap(), MountSpec::Volume { directory, .. } if directory == "3")
+            options.contains(&MAKE_SOURCE.to_owned()) && options.contains(&"rslave".to_owned()) && *read_only
         );
+        let Some(MountSpec::Bind { options, .. }) = mounts.all.get(2) else { panic!() };
+        assert!(options.is_empty(), "{options:?}");
+        let names: Vec<bool> = mounts.volumes.iter().map(|volume| volume.anonymous).collect();
+        assert_eq!(names, [false, true, true]);
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for text in ["", "a:b:c:d", "/a:b", "/a:/", "/a:/b:what", "name:/data", "/a:/b/../c"] {
-            assert!(volume(text, 0).is_err(), "{text}");
-        }
-        for text in [
-            "type=bind,dst=/x",
-            "type=tmpfs,src=/a,dst=/x",
-            "type=image,dst=/x",
-            "what=1,dst=/x",
-            "type=bind,src=/a",
-        ] {
-            assert!(long_form(text, 0).is_err(), "{text}");
-        }
-        let options =
-            CreateOptions { tmpfs: vec!["/run".into(), "/run:size=1m".into()], ..CreateOptions::default() };
-        assert!(parse(&options).unwrap_err().to_string().contains("Duplicate"));
+        let refused = |volume: &[&str], tmpfs: &[&str]| {
+            let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+            let options =
+                CreateOptions { volume: list(volume), tmpfs: list(tmpfs), ..CreateOptions::default() };
+            parse(&options).unwrap_err().to_string()
+        };
+        assert!(refused(&[], &["/run", "/run:size=1m"]).contains("Duplicate"));
+        assert!(refused(&["/a:/b", "c:/b"], &[]).contains("Duplicate"));
+        assert!(refused(&["/a:/"], &[]).contains("destination can't be '/'"));
     }
 }

@@ -82,12 +82,16 @@ pub(crate) struct CreateOptions {
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) annotation: Vec<String>,
 
-    /// Bind a file or directory of the machine: SOURCE:TARGET[:ro,...]; TARGET alone is an anonymous volume
+    /// Mount a volume or a path of the machine: NAME:TARGET[:ro,...] or /PATH:TARGET[:ro,...]; TARGET alone is a new volume
+    /// without a name
     #[arg(short, long, value_name = "VOLUME", help_heading = "Files")]
     pub(crate) volume: Vec<String>,
-    /// Mount: type=bind|tmpfs|volume,source=...,target=...[,readonly]
+    /// Mount: type=bind|tmpfs|volume|image,source=...,target=...[,readonly]
     #[arg(long, value_name = "MOUNT", help_heading = "Files")]
     pub(crate) mount: Vec<String>,
+    /// Mount what another container has mounted too: CONTAINER[:ro|rw]
+    #[arg(long, value_name = "CONTAINER", help_heading = "Files")]
+    pub(crate) volumes_from: Vec<String>,
     /// Mount memory at a path: PATH[:OPTIONS]
     #[arg(long, value_name = "PATH[:OPTIONS]", help_heading = "Files")]
     pub(crate) tmpfs: Vec<String>,
@@ -104,9 +108,22 @@ pub(crate) struct CreateOptions {
     #[arg(long, value_name = "RULE", help_heading = "Files")]
     pub(crate) device_cgroup_rule: Vec<String>,
 
-    /// Network: none, host, bridge, or the name of one of layerfs network [default: none]
-    #[arg(long, visible_alias = "net", value_name = "MODE", help_heading = "Network")]
-    pub(crate) network: Option<String>,
+    /// Network: bridge, host, none, container:NAME, or one of layerfs network, also as name=NAME,alias=...,ip=...
+    /// [default: bridge]
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", help_heading = "Network")]
+    pub(crate) network: Vec<String>,
+    /// Another name of the container in its network
+    #[arg(long, visible_alias = "net-alias", value_name = "NAME", help_heading = "Network")]
+    pub(crate) network_alias: Vec<String>,
+    /// Its address [default: a free one of the network]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
+    pub(crate) ip: Option<String>,
+    /// Its address of IPv6 [default: a free one of the network]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
+    pub(crate) ip6: Option<String>,
+    /// Its hardware address [default: made of its address]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
+    pub(crate) mac_address: Option<String>,
     /// Tell which port the command listens on: PORT[/PROTOCOL]
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     pub(crate) expose: Vec<String>,
@@ -123,10 +140,10 @@ pub(crate) struct CreateOptions {
     #[arg(long, value_name = "NAME:ADDRESS", help_heading = "Network")]
     pub(crate) add_host: Vec<String>,
     /// Publish a port: [IP:][HOST[-RANGE]]:CONTAINER[-RANGE][/tcp|/udp]
-    #[arg(short, long, hide = true)]
+    #[arg(short, long, value_name = "PORTS", help_heading = "Network")]
     pub(crate) publish: Vec<String>,
     /// Publish all exposed ports on free ones
-    #[arg(short = 'P', long, hide = true)]
+    #[arg(short = 'P', long, help_heading = "Network")]
     pub(crate) publish_all: bool,
 
     /// Most memory: a number with b, k, m or g
@@ -187,10 +204,10 @@ pub(crate) struct CreateOptions {
     /// Set a kernel parameter of its namespaces
     #[arg(long, value_name = "NAME=VALUE", help_heading = "Isolation")]
     pub(crate) sysctl: Vec<String>,
-    /// Process ids: host shares the machine's
+    /// Process ids: host shares the machine's, container:NAME another container's
     #[arg(long, value_name = "MODE", help_heading = "Isolation")]
     pub(crate) pid: Option<String>,
-    /// Shared memory: private, or host for the machine's
+    /// Shared memory: private, shareable, host for the machine's, or container:NAME
     #[arg(long, value_name = "MODE", help_heading = "Isolation")]
     pub(crate) ipc: Option<String>,
     /// Names of the machine: host shares them
@@ -206,19 +223,31 @@ pub(crate) struct CreateOptions {
     /// Not supported: told in words
     #[arg(long, hide = true)]
     pub(crate) gpus: Option<String>,
-    /// Not supported: told in words
-    #[arg(long, hide = true)]
+    /// Command that tells whether it is healthy, by its exit code
+    #[arg(long, value_name = "COMMAND", help_heading = "Health")]
     pub(crate) health_cmd: Option<String>,
-    /// Nothing checks health
-    #[arg(long, hide = true)]
+    /// Time between two checks, as 1m30s [default: 30s]
+    #[arg(long, value_name = "TIME", help_heading = "Health")]
+    pub(crate) health_interval: Option<String>,
+    /// Time that a check may take [default: 30s]
+    #[arg(long, value_name = "TIME", help_heading = "Health")]
+    pub(crate) health_timeout: Option<String>,
+    /// Failures in a row that make it unhealthy [default: 3]
+    #[arg(long, value_name = "NUMBER", help_heading = "Health")]
+    pub(crate) health_retries: Option<u64>,
+    /// Time after the start in which failures do not count [default: 0s]
+    #[arg(long, value_name = "TIME", help_heading = "Health")]
+    pub(crate) health_start_period: Option<String>,
+    /// Time between two checks in that time [default: 5s]
+    #[arg(long, value_name = "TIME", help_heading = "Health")]
+    pub(crate) health_start_interval: Option<String>,
+    /// Do not check its health, also where the image says how
+    #[arg(long, help_heading = "Health")]
     pub(crate) no_healthcheck: bool,
-    /// Not supported: told in words
-    #[arg(long, hide = true)]
-    pub(crate) volumes_from: Vec<String>,
-    /// Not supported: told in words
-    #[arg(long, hide = true)]
+    /// User namespace: host, the one of who runs it
+    #[arg(long, value_name = "MODE", help_heading = "Isolation")]
     pub(crate) userns: Option<String>,
-    /// Not supported: told in words
-    #[arg(long, hide = true)]
+    /// Platform of the image: OS/ARCHITECTURE[/VARIANT]
+    #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
 }

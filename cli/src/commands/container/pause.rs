@@ -8,7 +8,7 @@ use layerfs_runner::cgroup::Cgroup;
 
 use super::each;
 use super::store::Containers;
-use crate::ui;
+use crate::{events, ui};
 
 /// Stop all processes of containers for a while
 #[derive(Debug, Args)]
@@ -37,6 +37,7 @@ pub(crate) fn pause(args: PauseArgs) -> anyhow::Result<ExitCode> {
             bail!("Container {} is already paused", container.id());
         }
         Cgroup::borrowed(&container.record.cgroup).freeze()?;
+        events::container("pause", &container.config, &[]);
         Ok(name.clone())
     })
 }
@@ -49,6 +50,7 @@ pub(crate) fn unpause(args: UnpauseArgs) -> anyhow::Result<ExitCode> {
             bail!("Container {} is not paused", container.id());
         }
         Cgroup::borrowed(&container.record.cgroup).thaw()?;
+        events::container("unpause", &container.config, &[]);
         Ok(name.clone())
     })
 }

@@ -16,7 +16,7 @@ pub(crate) struct RemoveArgs {
     /// Also containers that run, which are killed; one that does not exist is no failure
     #[arg(short, long)]
     force: bool,
-    /// Also their anonymous volumes, which go with them in any case
+    /// Also the volumes without a name that were made for them
     #[arg(short, long)]
     volumes: bool,
     /// Links are not supported
@@ -34,7 +34,12 @@ pub(crate) fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open()?;
     each(&args.containers, |name| {
         match containers.find(name) {
-            Ok(container) => one(&containers, &container, args.force)?,
+            Ok(container) => {
+                one(&containers, &container, args.force)?;
+                if args.volumes {
+                    super::volume::remove_own(&container.config)?;
+                }
+            }
             Err(error) if args.force && error.to_string().starts_with("No such container") => {}
             Err(error) => return Err(error),
         }
@@ -67,7 +72,11 @@ pub(super) fn one(containers: &Containers, container: &Container, force: bool) -
         return Ok(());
     }
     match container.lock() {
-        Ok(Locked::Mine(_lock, now)) => now.remove(containers),
+        Ok(Locked::Mine(_lock, now)) => {
+            now.remove(containers)?;
+            crate::events::container("destroy", &now.config, &[]);
+            Ok(())
+        }
         // Somebody has started it meanwhile.
         Ok(Locked::Runs(now)) => one(containers, &now, force),
         // Somebody else has removed it.

@@ -6,6 +6,7 @@ use anyhow::bail;
 use clap::Args;
 
 use super::store::Containers;
+use crate::events;
 
 /// Give a container another name
 #[derive(Debug, Args)]
@@ -35,5 +36,7 @@ pub(crate) fn rename(args: RenameArgs) -> anyhow::Result<ExitCode> {
     let saved = container.save_config();
     let (gone, id) = (if saved.is_ok() { &old } else { &container.config.name }, container.id());
     containers.free_name(gone, id);
-    saved.map(|()| ExitCode::SUCCESS)
+    saved?;
+    events::container("rename", &container.config, &[("oldName", &format!("/{old}"))]);
+    Ok(ExitCode::SUCCESS)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -12,10 +13,12 @@ use layerfs_runner::config::default_spec::{DefaultSpec, default_spec};
 use layerfs_runner::host;
 use serde_json::{Value, json};
 
-use super::config::{ContainerConfig, MountSpec, NetworkMode, Seccomp, Ulimit};
+use super::config::{ContainerConfig, MountSpec, NamespaceMode, NetworkMode, Seccomp, Ulimit};
 use super::mounts::MAKE_SOURCE;
-use super::store::Container;
-use crate::commands::run::Identity;
+use super::parts;
+use super::store::{Container, Containers};
+use crate::commands::run::{Identity, store_root};
+use crate::exit::Hinted;
 
 /// What a program finds when the image says nothing.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -62,7 +65,7 @@ pub(super) fn document(container: &Container, merged: &Path, identity: &Identity
         parent => format!("{}/layerfs-{}", parent.trim_end_matches('/'), config.id),
     };
     spec["linux"]["cgroupsPath"] = json!(cgroup);
-    namespaces(config, &mut spec);
+    namespaces(config, &mut spec)?;
     seccomp(config, &held, &mut spec)?;
     if config.privileged || config.is_unmasked {
         spec["linux"]["maskedPaths"] = json!([]);
@@ -163,11 +166,39 @@ pub(super) fn environment(config: &ContainerConfig, tty: bool, home: &str) -> Ve
     all
 }
 
-fn namespaces(config: &ContainerConfig, spec: &mut Value) {
+/// The program of another container, whose namespace is to be shared.
+fn other(id: &str, what: &str) -> anyhow::Result<Container> {
+    let other = Containers::at(&store_root()?)?.find(id)?;
+    match other.is_running() && other.record.process.is_some() {
+        true => Ok(other),
+        false => bail!(Hinted {
+            message: format!("cannot join the {what} of a non running container: {}", other.config.name),
+            hint: format!("start {} first", other.config.name),
+        }),
+    }
+}
+
+/// The path of a namespace of another container.
+fn namespace_of(id: &str, what: &str, file: &str) -> anyhow::Result<String> {
+    let pid = other(id, what)?.record.process.map_or(0, |process| process.pid);
+    Ok(format!("/proc/{pid}/ns/{file}"))
+}
+
+fn namespaces(config: &ContainerConfig, spec: &mut Value) -> anyhow::Result<()> {
+    let mut joined = Vec::new();
+    if let NetworkMode::Container(id) = &config.network {
+        joined.push(("network", namespace_of(id, "network", "net")?));
+    }
+    if let NamespaceMode::Container(id) = &config.pid {
+        joined.push(("pid", namespace_of(id, "PID namespace", "pid")?));
+    }
+    if let NamespaceMode::Container(id) = &config.ipc {
+        joined.push(("ipc", namespace_of(id, "IPC namespace", "ipc")?));
+    }
     let shared = [
         ("network", config.network == NetworkMode::Host),
-        ("pid", config.pid_host),
-        ("ipc", config.ipc_host),
+        ("pid", config.pid == NamespaceMode::Host),
+        ("ipc", config.ipc == NamespaceMode::Host),
         ("uts", config.uts_host),
         ("cgroup", config.cgroup_host || config.privileged),
     ];
@@ -175,19 +206,25 @@ fn namespaces(config: &ContainerConfig, spec: &mut Value) {
         list.retain(|namespace| {
             !shared.iter().any(|(name, is_shared)| *is_shared && namespace["type"].as_str() == Some(name))
         });
+        for (name, path) in &joined {
+            if let Some(namespace) = list.iter_mut().find(|namespace| namespace["type"] == *name) {
+                namespace["path"] = json!(path);
+            }
+        }
     }
     // These are the machine's then.
     if let Some(sysctl) = spec["linux"]["sysctl"].as_object_mut()
-        && config.network == NetworkMode::Host
+        && matches!(config.network, NetworkMode::Host | NetworkMode::Container(_))
     {
         sysctl.retain(|name, _| !name.starts_with("net."));
     }
-    if config.ipc_host
+    if config.ipc == NamespaceMode::Host
         && let Some(mounts) = spec["mounts"].as_array_mut()
     {
         mounts.retain(|mount| mount["destination"] != "/dev/mqueue");
         mounts.push(json!({"destination": "/dev/mqueue", "type": "bind", "source": "/dev/mqueue", "options": ["rbind", "nosuid", "noexec", "nodev"]}));
     }
+    Ok(())
 }
 
 fn seccomp(config: &ContainerConfig, held: &BTreeSet<String>, spec: &mut Value) -> anyhow::Result<()> {
@@ -212,9 +249,31 @@ fn seccomp(config: &ContainerConfig, held: &BTreeSet<String>, spec: &mut Value) 
 
 fn mounts(container: &Container, merged: &Path, spec: &mut Value) -> anyhow::Result<()> {
     let config = &container.config;
+    // Who shares a network has the names in it too.
+    let files = match &config.network {
+        NetworkMode::Container(id) => other(id, "network")?.directory,
+        _ => container.directory.clone(),
+    };
+    // Shared memory that programs of both are to see.
+    let memory = match &config.ipc {
+        NamespaceMode::Container(id) => {
+            let pid = other(id, "IPC namespace")?.record.process.map_or(0, |process| process.pid);
+            Some(
+                parts::of_another(&container.directory, "shm", pid, Path::new("/dev/shm"))?
+                    .display()
+                    .to_string(),
+            )
+        }
+        NamespaceMode::Host => Some("/dev/shm".into()),
+        NamespaceMode::Own => None,
+    };
     let Some(list) = spec["mounts"].as_array_mut() else { return Ok(()) };
     for mount in list.iter_mut() {
         match mount["destination"].as_str() {
+            Some("/dev/shm") if memory.is_some() => {
+                *mount = json!({"destination": "/dev/shm", "type": "bind", "source": memory,
+                                "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev"]});
+            }
             Some("/dev/shm") if config.shm_size > 0 => {
                 mount["options"] =
                     json!(["nosuid", "noexec", "nodev", "mode=1777", format!("size={}", config.shm_size)]);
@@ -228,7 +287,7 @@ fn mounts(container: &Container, merged: &Path, spec: &mut Value) -> anyhow::Res
         }
     }
     let own = |name: &str, target: &str| {
-        json!({"destination": target, "type": "bind", "source": container.directory.join(name),
+        json!({"destination": target, "type": "bind", "source": files.join(name),
                "options": ["rbind", "rprivate"]})
     };
     for (name, target) in
@@ -238,7 +297,7 @@ fn mounts(container: &Container, merged: &Path, spec: &mut Value) -> anyhow::Res
             list.push(own(name, target));
         }
     }
-    for mount in &config.mounts {
+    for (at, mount) in config.mounts.iter().enumerate() {
         let target = mount.target();
         // What is asked for takes the place of what every container has.
         list.retain(|other| other["destination"].as_str() != Some(target));
@@ -257,7 +316,7 @@ fn mounts(container: &Container, merged: &Path, spec: &mut Value) -> anyhow::Res
                 }
                 let mut words: Vec<&str> =
                     options.iter().map(String::as_str).filter(|option| *option != MAKE_SOURCE).collect();
-                if !words.contains(&"bind") {
+                if !words.contains(&"bind") && !words.contains(&"rbind") {
                     words.push("rbind");
                 }
                 if !words
@@ -276,10 +335,16 @@ fn mounts(container: &Container, merged: &Path, spec: &mut Value) -> anyhow::Res
                 words.extend(options.iter().cloned());
                 json!({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": words})
             }
-            MountSpec::Volume { directory, .. } => {
-                super::volume::fill(container, directory, target, merged)?;
-                json!({"destination": target, "type": "bind", "options": ["rbind", "rprivate"],
-                       "source": container.directory.join("volumes").join(directory)})
+            MountSpec::Volume { .. } => super::volume::mount(mount, merged, |part| {
+                parts::of_descriptor(&container.directory, &at.to_string(), &part)
+            })?,
+            MountSpec::Image { subpath, .. } => {
+                let path = super::body::image_place(&container.directory, at);
+                let part = layerfs_runner::host::beneath(&path, Path::new(subpath))
+                    .with_context(|| format!("cannot access path {subpath} in the image at {target}"))?;
+                // Nobody writes to an image: what is there now is what will be mounted.
+                let source = fs::read_link(format!("/proc/self/fd/{}", part.as_raw_fd()))?;
+                json!({"destination": target, "type": "bind", "options": ["rbind", "rprivate", "ro"], "source": source})
             }
         });
     }

@@ -9,6 +9,7 @@ use layerfs_runner::runtime::parse_signal;
 
 use super::store::{Container, Containers, Locked};
 use super::{each, start};
+use crate::events;
 use crate::exit::Usage;
 
 /// Stop containers: ask, wait, kill
@@ -58,7 +59,10 @@ pub(crate) fn stop(args: StopArgs) -> anyhow::Result<ExitCode> {
     let signal = args.signal.as_deref().map(signal_of).transpose()?;
     let containers = Containers::open()?;
     each(&args.containers, |name| {
-        end(&containers.find(name)?, signal, args.time, false)?;
+        let container = containers.find(name)?;
+        if end(&container, signal, args.time, false)? {
+            events::container("stop", &container.config, &[]);
+        }
         Ok(name.clone())
     })
 }
@@ -73,6 +77,7 @@ pub(crate) fn restart(args: RestartArgs) -> anyhow::Result<ExitCode> {
             match container.lock()? {
                 Locked::Mine(lock, now) => {
                     start::detached(&now, lock)?;
+                    events::container("restart", &now.config, &[]);
                     return Ok(name.clone());
                 }
                 // Somebody else has started it meanwhile.
@@ -131,6 +136,7 @@ pub(crate) fn kill(args: KillArgs) -> anyhow::Result<ExitCode> {
             Some(_) => {}
             None => bail!(not_running()),
         }
+        events::container("kill", &container.config, &[("signal", &signal.to_string())]);
         if let Some(mut watcher) = watcher {
             watcher.next_event().context("wait for the end")?;
         }

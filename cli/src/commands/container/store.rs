@@ -353,19 +353,20 @@ fn settle(directory: &Path) -> anyhow::Result<()> {
     let was_running = matches!(record.status, Status::Running | Status::Restarting);
     if is_now {
         let mount = record.mount.or_else(|| super::body::mount_process_of(directory));
-        for process in record.process.into_iter().chain(mount) {
+        let images = super::body::image_processes_of(directory);
+        for process in record.process.into_iter().chain(mount).chain(images) {
             process.kill().with_context(|| format!("kill process {}", process.pid))?;
         }
         Cgroup::from_directories(std::mem::take(&mut record.cgroup)).remove()?;
         // What was planned and never written down in the state.
         super::body::runtime_of(directory).delete(&record.id, true)?;
         if let Ok(container) = read(directory)
-            && matches!(container.config.network, NetworkMode::Named(_))
+            && matches!(container.config.network, NetworkMode::Named(_) | NetworkMode::Userland)
         {
-            super::network::leave(&container.config)?;
+            super::network::leave(&container.config, directory)?;
         }
     }
-    for name in ["oci", "bundle"] {
+    for name in ["oci", "bundle", "images"] {
         remove_tree(&directory.join(name))?;
     }
     if was_running {

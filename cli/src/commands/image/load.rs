@@ -86,6 +86,8 @@ pub(crate) fn load(args: LoadArgs) -> anyhow::Result<ExitCode> {
             for warning in loaded.warnings.iter().take(10) {
                 ui::warn(warning);
             }
+            let id = loaded.id.to_string();
+            crate::events::image("load", &id, loaded.names.first().unwrap_or(&id));
             if args.quiet {
                 continue;
             }
@@ -120,6 +122,7 @@ pub(crate) fn import(args: ImportArgs) -> anyhow::Result<ExitCode> {
     images::with_session(&store, |session| {
         let id = archive::import(&store, session, reader, &options).context("import the archive")?;
         ui::print(format!("{id}\n"))?;
+        crate::events::image("import", &id.to_string(), &id.to_string());
         Ok(ExitCode::SUCCESS)
     })
 }

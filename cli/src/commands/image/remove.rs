@@ -96,6 +96,7 @@ fn remove(store: &Store, name: &str, force: bool, no_prune: bool) -> anyhow::Res
         if store.untag(full)? {
             let familiar = Reference::parse(full).map_or_else(|_| full.clone(), |r| r.familiar());
             ui::print(format!("Untagged: {familiar}\n"))?;
+            crate::events::image("untag", &image.id.to_string(), &familiar);
         }
     }
     if untag.len() >= image.named.names.len() && !no_prune {
@@ -104,6 +105,7 @@ fn remove(store: &Store, name: &str, force: bool, no_prune: bool) -> anyhow::Res
         }
         store.forget(&image.named.manifest)?;
         ui::print(format!("Deleted: {}\n", image.id))?;
+        crate::events::image("delete", &image.id.to_string(), &image.id.to_string());
     }
     Ok(())
 }

@@ -41,6 +41,9 @@ pub(crate) fn tag(args: TagArgs) -> anyhow::Result<ExitCode> {
         let media_type =
             if image.named.media_type.is_empty() { image.media_type() } else { &image.named.media_type };
         store.publish(session, (image.named.manifest, size, media_type), &names, None)?;
+        for name in &names {
+            crate::events::image("tag", &image.id.to_string(), &name.familiar());
+        }
         Ok(())
     })?;
     Ok(ExitCode::SUCCESS)

@@ -8,8 +8,10 @@ use layerfs_network::{Error, Request};
 
 use super::containers;
 use super::open::{open, told};
+use crate::commands::container::{self, network::Endpoint};
+use crate::events;
 
-/// Put a running container into a network
+/// Put a container into a network
 #[derive(Debug, Args)]
 pub(crate) struct ConnectArgs {
     /// Another name of the container in this network
@@ -45,21 +47,33 @@ pub(crate) struct DisconnectArgs {
 
 pub(crate) fn connect(args: ConnectArgs) -> anyhow::Result<ExitCode> {
     let networks = open()?;
+    let network = networks.find(&args.network).map_err(told)?;
+    let endpoint = Endpoint { aliases: args.alias, ipv4: args.ip, ipv6: args.ip6, mac: None };
+    let connected = container::network::connect(&args.container, &network, endpoint.clone())?;
     let container = containers::find(&args.container)?;
-    let mut names = vec![container.name.clone()];
-    names.extend(args.alias);
-    let request = Request {
-        container: &container.id,
-        names: &names,
-        network: &args.network,
-        namespace: container.namespace()?,
-        ports: &[],
-        ipv4: args.ip,
-        ipv6: args.ip6,
-        mac: None,
-        dns: &[],
-    };
-    networks.attach(&request).map_err(told)?;
+    // Of one that does not run, its next start sees to it.
+    if let Ok(namespace) = container.namespace() {
+        let mut names = vec![container.name.clone()];
+        names.extend(endpoint.aliases);
+        let request = Request {
+            container: &container.id,
+            names: &names,
+            network: &network.name,
+            namespace,
+            ports: &[],
+            ipv4: endpoint.ipv4,
+            ipv6: endpoint.ipv6,
+            mac: None,
+            dns: &[],
+        };
+        if let Err(error) = networks.attach(&request) {
+            if connected {
+                container::network::disconnect(&args.container, &network)?;
+            }
+            return Err(told(error));
+        }
+        events::network("connect", &network.id, &network.name, &container.id);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -80,11 +94,19 @@ pub(crate) fn disconnect(args: DisconnectArgs) -> anyhow::Result<ExitCode> {
             }
         }
     };
-    if !networks.detach(&id, Some(&network.name)).map_err(told)? {
+    let was_asked = match container::network::disconnect(&id, &network) {
+        Ok(was_asked) => was_asked,
+        // Only its lease is left of it.
+        Err(_) if args.force => false,
+        Err(error) => return Err(error),
+    };
+    let was_attached = networks.detach(&id, Some(&network.name)).map_err(told)?;
+    if !was_attached && !was_asked {
         return Err(told(Error::NotAttached { container: args.container, network: network.name }));
     }
     if let Some(namespace) = namespace {
         networks.restore_default_route(&id, &namespace).map_err(told)?;
     }
+    events::network("disconnect", &network.id, &network.name, &id);
     Ok(ExitCode::SUCCESS)
 }

@@ -68,6 +68,7 @@ pub(crate) fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
         labels: labels(&args.label),
     };
     let network = open()?.create(&new).map_err(told)?;
+    crate::events::network("create", &network.id, &network.name, "");
     ui::print(format!("{}\n", network.id))?;
     Ok(ExitCode::SUCCESS)
 }

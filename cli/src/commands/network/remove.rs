@@ -24,7 +24,10 @@ pub(crate) fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
     let mut failed = false;
     for name in &args.networks {
         match networks.remove(name) {
-            Ok(_) => drop(ui::print(format!("{name}\n"))?),
+            Ok(network) => {
+                crate::events::network("destroy", &network.id, &network.name, "");
+                ui::print(format!("{name}\n"))?;
+            }
             Err(Error::NoSuchNetwork(_)) if args.force => {}
             Err(error) => {
                 ui::error(&told(error));

@@ -44,9 +44,11 @@ pub(crate) fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
         // As docker marks them.
         labels.insert("com.docker.volume.anonymous".into(), String::new());
     }
-    let new =
-        NewVolume { name, driver: Some(args.driver), labels, options, created: layerfs_image::time::now() };
+    let anonymous = name.is_none();
+    let created = layerfs_image::time::now();
+    let new = NewVolume { name, driver: Some(args.driver), labels, options, created, anonymous };
     let volume = super::open()?.create(&new)?;
+    crate::events::volume("create", &volume.name);
     ui::print(format!("{}\n", volume.name))?;
     Ok(ExitCode::SUCCESS)
 }

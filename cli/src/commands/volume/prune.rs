@@ -48,6 +48,7 @@ pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
         let size = volumes.size(&volume)?;
         match volumes.remove(&volume.name, &users::of) {
             Ok(volume) => {
+                crate::events::volume("destroy", &volume.name);
                 removed.push(volume.name);
                 bytes += size;
             }

@@ -24,7 +24,10 @@ pub(crate) fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
     let mut failed = false;
     for name in &args.volumes {
         match volumes.remove(name, &users::of) {
-            Ok(_) => drop(ui::print(format!("{name}\n"))?),
+            Ok(_) => {
+                crate::events::volume("destroy", name);
+                ui::print(format!("{name}\n"))?;
+            }
             Err(Error::NoSuchVolume(_)) if args.force => drop(ui::print(format!("{name}\n"))?),
             Err(error) => {
                 ui::error(&error.into());

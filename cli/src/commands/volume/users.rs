@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::commands::run::store_root;
 
 /// The ids of the containers whose mounts name the volume. What cannot be read is being made or removed just now.
-pub(super) fn of(name: &str) -> Vec<String> {
+pub(crate) fn of(name: &str) -> Vec<String> {
     let Ok(root) = store_root() else { return Vec::new() };
     let Ok(entries) = fs::read_dir(root.join("containers")) else { return Vec::new() };
     let uses = |id: &String| {

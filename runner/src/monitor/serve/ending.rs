@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags};
 use super::super::peer::Role;
 use super::super::protocol::Event;
 use super::super::record::Status;
-use super::super::worker::Body;
+use super::super::worker::{Body, Happening};
 use super::{MAIN, Monitor, Phase, SOCKET, STARTER};
 use crate::cgroup::Cgroup;
 use crate::process::ExitStatus;
@@ -39,6 +39,8 @@ impl<B: Body> Monitor<B> {
         }
         self.oom = None;
         self.stopping = None;
+        self.end_checking();
+        self.kept.clear();
         if let Some(log) = &mut self.log
             && let Err(error) = log.finish()
         {
@@ -47,6 +49,7 @@ impl<B: Body> Monitor<B> {
         self.record.exit_code = code;
         self.record.finished_at = rfc3339(SystemTime::now());
         self.record.process = None;
+        self.body.happened(&Happening::Died(code));
         for peer in &mut self.peers {
             if peer.role == (Role::Waiting { each: true }) {
                 peer.tell(&Event::Exited { code });
@@ -83,6 +86,9 @@ impl<B: Body> Monitor<B> {
         let key = *key;
         self.drain(key);
         self.execs.retain(|(own, _)| *own != key);
+        if self.is_probe(key) {
+            return self.checked(i32::from(status.code()), None);
+        }
         for peer in self.peers.iter_mut().filter(|peer| peer.key == key) {
             peer.tell(&Event::Exited { code: status.code() });
             peer.leave();

@@ -29,7 +29,7 @@ impl<B: Body> Monitor<B> {
         if let Some(incoming) = incoming {
             let bytes = buffer.get(..incoming.length).unwrap_or_default();
             match bytes.split_first() {
-                Some((b'{', _)) => self.take_document(key, bytes, incoming.descriptor),
+                Some((b'{', _)) => self.take_document(key, bytes, incoming.descriptors.into_iter().next()),
                 Some((first, rest)) => self.take_data(key, *first, rest),
                 None => {}
             }
@@ -255,8 +255,8 @@ impl<B: Body> Monitor<B> {
         let made = Program::prepare(wish).and_then(|(program, stdio)| {
             let body = &mut self.body;
             let worker = Worker::start(|| match body.exec(description, stdio) {
-                Ok((process, terminal)) => (Report::Executed(process), terminal),
-                Err(undone) => (Report::Failed(undone), None),
+                Ok((process, terminal)) => (Report::Executed(process), terminal.into_iter().collect()),
+                Err(undone) => (Report::Failed(undone), Vec::new()),
             })?;
             Ok((program, worker))
         });
@@ -288,6 +288,9 @@ impl<B: Body> Monitor<B> {
 
     pub(super) fn could_not_execute(&mut self, key: u32, undone: Undone) {
         self.execs.retain(|(own, _)| *own != key);
+        if self.is_probe(key) {
+            return self.checked(-1, Some(&undone.words));
+        }
         if let Some(peer) = self.peer(key) {
             peer.tell(&Event::Failed { kind: undone.kind, words: undone.words });
             peer.leave();
