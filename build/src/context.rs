@@ -35,7 +35,7 @@ pub enum Found {
     /// The root.
     Root(MergedDirectory),
     /// Another object.
-    Object(MergedObject),
+    Object(Box<MergedObject>),
 }
 
 /// A path in a tree that a source means.
@@ -82,6 +82,11 @@ impl SourceTree {
     /// Whether the ignore file names the path.
     pub fn ignores(&self, path: &[String]) -> bool {
         self.ignore.as_ref().is_some_and(|list| list.ignores(&path.join("/")))
+    }
+
+    /// Whether an ignore file leaves something out.
+    pub fn has_ignored(&self) -> bool {
+        self.ignore.is_some()
     }
 
     /// Whether something below an ignored directory may be wanted.
@@ -193,7 +198,7 @@ impl SourceTree {
         let path = at.iter().map(|(name, _)| name.clone()).collect();
         let found = match at.pop() {
             None => Found::Root(root),
-            Some((_, object)) => Found::Object(object),
+            Some((_, object)) => Found::Object(Box::new(object)),
         };
         Ok(Some((path, found)))
     }

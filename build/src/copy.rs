@@ -3,7 +3,7 @@
 mod place;
 mod select;
 
-pub use place::{Placement, place};
+pub use place::{Placement, place, place_mountpoints};
 pub use select::{Content, Group, GroupKind, Item, Selection, add_to_key, select};
 
 /// Why something cannot be copied.

@@ -82,6 +82,44 @@ pub fn place<W: Write>(
     layer.out.finish().map_err(CopyError::Write)
 }
 
+/// Writes a layer with an empty object at each of `targets` (a path, and whether it is a directory) that `lowers` do not
+/// have: what mounts go on. Answers with the number of objects, and `out`.
+///
+/// # Errors
+/// When something is in the way, or cannot be read or written.
+pub fn place_mountpoints<W: Write>(
+    targets: &[(String, bool)],
+    lowers: &Stack,
+    out: W,
+) -> Result<(usize, W), CopyError> {
+    let placement = Placement::default();
+    let mut layer = LayerWriter {
+        placement: &placement,
+        lowers,
+        made: HashMap::new(),
+        opened: HashMap::new(),
+        out: TarWriter::new(out),
+    };
+    layer.root()?;
+    let mut count = 0;
+    for (target, is_directory) in targets {
+        let path = layer.resolve(&names_of(target.as_bytes()), true)?;
+        if path.is_empty() || layer.look(&path)? != Seen::Absent {
+            continue;
+        }
+        count += 1;
+        if *is_directory {
+            layer.directories(&path)?;
+            continue;
+        }
+        let mut entry = Entry::new(Vec::new(), EntryKind::File);
+        entry.mode = 0o644;
+        let item = Item { name: Vec::new(), entry, content: Content::None, digest: None, same_as: None };
+        layer.object(&item, &path, None)?;
+    }
+    Ok((count, layer.out.finish().map_err(CopyError::Write)?))
+}
+
 fn names_of(path: &[u8]) -> Vec<Vec<u8>> {
     path.split(|byte| *byte == b'/')
         .filter(|name| !name.is_empty() && *name != b".")

@@ -210,10 +210,11 @@ impl Walk<'_> {
         is_source: bool,
     ) -> Result<(), CopyError> {
         let shown = path.join("/");
-        if !relative.is_empty() && self.exclude.ignores(&relative.join("/")) {
-            if object.directory().is_none() || !self.exclude.has_exceptions() {
-                return Ok(());
-            }
+        if !relative.is_empty()
+            && self.exclude.ignores(&relative.join("/"))
+            && (object.directory().is_none() || !self.exclude.has_exceptions())
+        {
+            return Ok(());
         }
         let is_ignored = self.tree.ignores(path);
         if is_ignored && (object.directory().is_none() || !self.tree.has_exceptions()) {

@@ -203,7 +203,7 @@ impl Store {
                 record,
             });
         }
-        steps.sort_by(|a, b| (a.last_used, a.record.key).cmp(&(b.last_used, b.record.key)));
+        steps.sort_by_key(|step| (step.last_used, step.record.key));
         Ok(steps)
     }
 
