@@ -1,4 +1,4 @@
-//! `COPY` and `ADD`: what is taken ([`select`]), and where it goes ([`place`]).
+//! `COPY` and `ADD`: what is taken ([`select()`]), and where it goes ([`place()`]).
 
 mod place;
 mod select;

@@ -59,6 +59,8 @@ pub(super) struct Built {
     pub(super) layers: Vec<Layer>,
     /// How many of them were there before.
     pub(super) inherited: usize,
+    /// Entries of the history that were there before.
+    pub(super) inherited_history: usize,
 }
 
 impl Built {
@@ -330,7 +332,7 @@ impl Executor<'_> {
                     Some(&platform.variant),
                     self.plan.escape,
                 );
-                Built { state, layers: Vec::new(), inherited: 0 }
+                Built { state, layers: Vec::new(), inherited: 0, inherited_history: 0 }
             }
             Base::Stage(other) => Built::clone(&*self.wait(*other)?),
             Base::Image(name) => Built::clone(&*self.image(name, stage.platform.as_deref()).map_err(failed)?),
@@ -666,5 +668,6 @@ fn of_image(image: &Image, escape: char) -> anyhow::Result<Built> {
         });
     }
     let inherited = layers.len();
-    Ok(Built { state: StageState::new(image.config.clone(), escape), layers, inherited })
+    let inherited_history = image.config.history.len();
+    Ok(Built { state: StageState::new(image.config.clone(), escape), layers, inherited, inherited_history })
 }

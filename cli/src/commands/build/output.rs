@@ -126,8 +126,7 @@ fn publish(
     }
     if let Some(time) = request.timestamp {
         let time = layerfs_image::time::format(time, 0);
-        let inherited = config.history.len() - own_history(built);
-        for history in config.history.iter_mut().skip(inherited) {
+        for history in config.history.iter_mut().skip(built.inherited_history) {
             history.created = Some(time.clone());
         }
         config.created = Some(time);
@@ -151,12 +150,6 @@ fn publish(
         if matches!(request.output, Output::Archive { .. }) { &[] } else { &request.tags };
     store.publish(session, described, names, None)?;
     Ok((id, digest, manifest.len() as u64))
-}
-
-/// Entries of the history that this build made.
-fn own_history(built: &Built) -> usize {
-    let own = |history: &&config::History| history.comment.as_deref() == Some("layerfs.dockerfile.v0");
-    built.state.config.history.iter().rev().take_while(own).count()
 }
 
 /// The merged tree as files of a directory; what is there under other names stays.
