@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 
 use crate::address;
-use crate::document::{Driver, Network, Subnet};
+use crate::document::{Driver, Network, NewNetwork, Subnet};
 use crate::error::{Doing, Error, Result};
 use crate::lease::{Lease, Leases};
 use crate::mac::Mac;
@@ -21,7 +21,7 @@ use crate::netlink::route::Veth;
 use crate::netlink::socket::Socket;
 use crate::ports::{PortMapping, Protocol};
 use crate::reserve::{self, Reservation};
-use crate::store::{Networks, find_in, random_bytes, random_id};
+use crate::store::{DEFAULT, Networks, find_in, random_bytes, random_id};
 use crate::sysctl;
 
 /// The network namespace of a container.
@@ -100,7 +100,7 @@ impl Networks {
     pub fn attach(&self, request: &Request<'_>) -> Result<Attachment> {
         let namespace = request.namespace.open()?;
         let lock = self.lock()?;
-        let networks = self.with_predefined(&lock)?;
+        let mut networks = self.with_predefined(&lock)?;
         let network = find_in(networks.clone(), request.network)?;
         if network.driver != Driver::Bridge {
             return Err(Error::Invalid(format!(
@@ -110,6 +110,7 @@ impl Networks {
         }
         let mut leases = Leases::load(self.directory())?;
         self.replace_dead(request.container, &network, &mut leases)?;
+        let network = self.unless_taken(network, &mut networks, &leases)?;
         let other = leases.leases.iter().filter(|lease| lease.container == request.container);
         let taken: Vec<String> = other.map(|lease| lease.interface.clone()).collect();
         let interface =
@@ -131,6 +132,33 @@ impl Networks {
             return Err(error);
         }
         Ok(Attachment { lease, network, reservation })
+    }
+
+    /// The default network, whose addresses nobody has chosen, moves out of the way of what the host (another engine, a
+    /// VPN) has come to use since, while no container is in it.
+    fn unless_taken(&self, network: Network, networks: &mut [Network], leases: &Leases) -> Result<Network> {
+        if network.name != DEFAULT || leases.leases.iter().any(|lease| lease.network == network.id) {
+            return Ok(network);
+        }
+        let others: Vec<Network> = networks.iter().filter(|other| other.id != network.id).cloned().collect();
+        let used = self.used(&others)?;
+        let is_free = |subnet: &Subnet| !used.iter().any(|net| address::overlap(subnet.subnet, *net));
+        if network.subnets.iter().all(is_free) {
+            return Ok(network);
+        }
+        let mut socket = Socket::route().doing(|| "reach the kernel's networks".into())?;
+        let bridge = socket.link(&network.interface);
+        if bridge.doing(|| format!("look for bridge {:?}", network.interface))?.is_some() {
+            return Ok(network);
+        }
+        let free = |_| address::free_v4(true, &used);
+        let subnets = address::subnets(&NewNetwork::default(), &used, free)?;
+        let moved = Network { subnets, ..network };
+        self.write(&moved)?;
+        if let Some(own) = networks.iter_mut().find(|own| own.id == moved.id) {
+            own.clone_from(&moved);
+        }
+        Ok(moved)
     }
 
     /// Takes a container out of a network, or out of all. True when it was in one.
@@ -308,12 +336,8 @@ impl Networks {
         for lease in &gone {
             forget_flows(lease, false);
             let name = &lease.host_interface;
+            // The bridge stays for the next one: its removal takes the kernel longer (some 40 ms) than all the rest.
             socket.delete_link(name).doing(|| format!("remove interface {name:?}"))?;
-            let network = networks.iter().find(|network| network.id == lease.network);
-            if let Some(network) = network.filter(|n| leases.of_network(&n.id).next().is_none()) {
-                let name = &network.interface;
-                socket.delete_link(name).doing(|| format!("remove bridge {name:?}"))?;
-            }
         }
         leases.save(self.directory())
     }

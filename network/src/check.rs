@@ -18,8 +18,8 @@ pub struct Problem {
 }
 
 impl Networks {
-    /// Looks for leases of containers that do not run, interfaces without a lease, bridges without containers, and a
-    /// packet filter that is not what it should be. With `repair` they are put right.
+    /// Looks for leases of containers that do not run, interfaces without a lease, and a packet filter that is not what it
+    /// should be. With `repair` they are put right, and bridges without containers go too.
     ///
     /// `runs` says whether a container, by its id, is running.
     ///
@@ -53,12 +53,7 @@ impl Networks {
         for network in networks.iter().filter(|network| network.driver == Driver::Bridge) {
             let used = leases.of_network(&network.id).any(|l| !dead(&l.container, &l.network));
             if !used && links.iter().any(|link| link.name == network.interface) {
-                if leases.of_network(&network.id).next().is_none() {
-                    found(format!(
-                        "bridge {} of network {} has no containers",
-                        network.interface, network.name
-                    ));
-                }
+                // It waits for the next container, and is no fault; a repair takes it away as any other leftover.
                 stray.push(network.interface.clone());
             }
         }

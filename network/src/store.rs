@@ -195,6 +195,12 @@ impl Networks {
         if !endpoints.is_empty() {
             return Err(Error::Active { name: network.name, endpoints: endpoints.join(", ") });
         }
+        if network.driver == Driver::Bridge {
+            // Before its document, by which it is found.
+            let name = &network.interface;
+            let words = || format!("remove bridge {name:?}");
+            Socket::route().and_then(|mut socket| socket.delete_link(name)).doing(words)?;
+        }
         let path = self.document(&network.id);
         fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         let responder = crate::dns::lock_path(&self.directory, &network.id);
@@ -232,7 +238,7 @@ impl Networks {
     }
 
     /// Subnets that a new one must keep clear of.
-    fn used(&self, networks: &[Network]) -> Result<Vec<IpNet>> {
+    pub(crate) fn used(&self, networks: &[Network]) -> Result<Vec<IpNet>> {
         let occupied = || Socket::route()?.occupied();
         let host = occupied().doing(|| "list the host's addresses and routes".into())?;
         let ours = networks.iter().flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet));
@@ -250,7 +256,7 @@ impl Networks {
         self.directory.join(format!("{id}.json"))
     }
 
-    fn write(&self, network: &Network) -> Result<()> {
+    pub(crate) fn write(&self, network: &Network) -> Result<()> {
         replace(&self.document(&network.id), network, true)
     }
 }

@@ -4,6 +4,7 @@
 //! agreement with the kernel, `near` where requests are served, `operations` what each of them does.
 
 mod abi;
+mod buffer;
 mod convert;
 mod device;
 mod init;

@@ -117,7 +117,7 @@ pub(crate) fn container(args: ContainerArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Does `work` for each of `names`, prints what it gives, and goes on after a failure, which is told.
+/// Does `work` for each of `names`, prints what it gives if that is not empty, and goes on after a failure, which is told.
 fn each(
     names: &[String],
     mut work: impl FnMut(&String) -> anyhow::Result<String>,
@@ -125,6 +125,7 @@ fn each(
     let mut failed = false;
     for name in names {
         match work(name) {
+            Ok(text) if text.is_empty() => {}
             Ok(text) => drop(ui::print(format!("{text}\n"))?),
             Err(error) => {
                 failed = true;

@@ -26,7 +26,7 @@ use self::options::Request;
 pub(crate) use self::remove::remove_tree;
 use self::root::ContainerRoot;
 use self::store::{ContainerDirectory, Store};
-pub(crate) use self::store::{default_root as store_root, short};
+pub(crate) use self::store::{default_root as store_root, set_root, short};
 pub(crate) use self::user::Identity;
 use super::container;
 use super::container::options::CreateOptions;
@@ -97,6 +97,8 @@ Examples
 Environment
   LAYERFS_ROOT    where containers are kept [/var/lib/layerfs; for other users than root
                   $XDG_DATA_HOME/layerfs or ~/.local/share/layerfs]
+  LAYERFS_NETWORK the network of a container for which --network names none [bridge; for other
+                  users than root pasta or slirp4netns, where one is installed]
 
 Exit codes
   that of the command; 128+N when signal N ended it; 125 own failure; 126 the command cannot be

@@ -146,8 +146,10 @@ impl Host {
         mark.unwrap_or_else(|e| panic!("{e}")).is_some()
     }
 
-    /// Nothing of a network is in the kernel.
+    /// Nothing of a container is in the kernel, and after a repair nothing of a network.
     pub(super) fn assert_clean(&self) {
+        let problems = self.networks.check(true, &|_| false).unwrap_or_else(|e| panic!("{}", words(&e)));
+        assert!(problems.is_empty(), "{problems:?}");
         let links: Vec<String> = self
             .links()
             .into_iter()

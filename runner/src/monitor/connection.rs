@@ -69,8 +69,16 @@ impl Connection {
     /// # Errors
     /// Of the system call: `EPIPE` when the monitor is gone.
     pub fn ask(&self, request: Request, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.ask_with(request, descriptor.as_slice())
+    }
+
+    /// As [`ask`](Self::ask), with several descriptors.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn ask_with(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let text = protocol::text_of(&Packet { version: VERSION, request })?;
-        match protocol::send(&self.socket, [&text, &[]], descriptor.as_slice(), SendFlags::empty()) {
+        match protocol::send(&self.socket, [&text, &[]], descriptors, SendFlags::empty()) {
             // It was gone before it had read what was sent: the same to whoever asks.
             Err(rustix::io::Errno::CONNRESET) => Err(rustix::io::Errno::PIPE.into()),
             result => Ok(result?),

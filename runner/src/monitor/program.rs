@@ -87,6 +87,16 @@ impl Program {
         Ok((program, stdio))
     }
 
+    /// A program with streams that are passed to it: nothing is read or written here.
+    pub(super) fn with(stdin: &OwnedFd, stdout: &OwnedFd, stderr: &OwnedFd) -> io::Result<(Self, Stdio)> {
+        let stdio = Stdio {
+            stdin: Some(stdin.try_clone()?),
+            stdout: Some(stdout.try_clone()?),
+            stderr: Some(stderr.try_clone()?),
+        };
+        Ok((Self::default(), stdio))
+    }
+
     /// It runs; its terminal, if it has one, has this master.
     pub(super) fn runs(&mut self, process: ProcessIdentity, master: Option<OwnedFd>) -> io::Result<()> {
         self.process = Some(process);

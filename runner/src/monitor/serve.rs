@@ -104,6 +104,8 @@ struct Monitor<B> {
     started: Option<Started>,
     /// Open as long as the program runs.
     kept: Vec<OwnedFd>,
+    /// The standard streams of the program, where they are somebody else's: input, output, errors.
+    passed: Vec<OwnedFd>,
     started_at: Instant,
     /// When its health is checked next.
     check_at: Option<Instant>,
@@ -179,6 +181,7 @@ impl<B: Body> Monitor<B> {
             main_process: None,
             started: None,
             kept: Vec::new(),
+            passed: Vec::new(),
             started_at: Instant::now(),
             check_at: None,
             probe: None,
@@ -336,7 +339,11 @@ impl<B: Body> Monitor<B> {
     /// Has a worker make the container and run its program.
     fn begin(&mut self) {
         let wish = Wish { terminal: self.settings.terminal, stdin: self.settings.stdin, output: true };
-        let result = Program::prepare(wish).and_then(|(program, stdio)| {
+        let prepared = match &self.passed[..] {
+            [stdin, stdout, stderr] => Program::with(stdin, stdout, stderr),
+            _ => Program::prepare(wish),
+        };
+        let result = prepared.and_then(|(program, stdio)| {
             self.main = program;
             let body = &mut self.body;
             Worker::start(|| match body.start(stdio) {

@@ -9,7 +9,10 @@
 )]
 
 mod crash;
+mod files;
+mod health;
 mod lifecycle;
 mod options;
+mod sharing;
 mod streams;
 mod world;

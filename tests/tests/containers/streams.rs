@@ -138,3 +138,28 @@ fn logs_are_kept_followed_and_cut() {
     assert_eq!(world.layerfs(&["run", "--log-driver", "none", "--name", "mute", "box"]).code, 0);
     assert_eq!(world.layerfs(&["logs", "mute"]).code, 1);
 }
+
+#[test]
+fn streams_that_are_passed_on_are_the_programs_own() {
+    let Some(world) = World::new() else { return };
+    let driver = ["run", "--log-driver", "passthrough"];
+    let run = |more: &[&str], input: &str| world.with_input(&[&driver[..], more].concat(), input);
+    let output = run(&["--rm", "-i", "box", "sh", "-c", "cat; echo problem >&2; exit 4"], "fed");
+    assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (4, "fed", "problem\n"));
+    let mut running = world.running(&[
+        "run",
+        "-d",
+        "--name",
+        "c",
+        "--log-driver",
+        "passthrough",
+        "box",
+        "sh",
+        "-c",
+        "echo direct; sleep 1000",
+    ]);
+    running.wait_for("direct");
+    assert!(world.layerfs(&["logs", "c"]).stderr.contains("does not support reading"));
+    world.ok(&["rm", "-f", "c"]);
+    assert_eq!(run(&["-t", "box"], "").code, 125);
+}

@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct World {
     scratch: Scratch,
     store: PathBuf,
+    host: Option<Host>,
 }
 
 /// How a command ended.
@@ -31,7 +32,39 @@ pub(crate) struct Output {
     pub(crate) stderr: String,
 }
 
+/// A process in a network namespace of its own; it ends when its input does, and that when this is dropped.
+#[derive(Debug)]
+struct Host(std::process::Child);
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().ok();
+    }
+}
+
 impl World {
+    /// As [`new`](Self::new), with a network of the machine's own kind: a namespace in which commands run, and where
+    /// `bridge` is the default network.
+    pub(crate) fn with_networks() -> Option<Self> {
+        let mut world = Self::new()?;
+        let child = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up; echo ready; read x"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut host = Host(child);
+        let mut said = [0; 6];
+        let heard = std::io::Read::read_exact(host.0.stdout.as_mut().unwrap(), &mut said);
+        if heard.is_err() {
+            skip("no network namespace can be made here");
+            return None;
+        }
+        world.host = Some(host);
+        Some(world)
+    }
+
     /// `None` where the machine does not allow it, which has been said.
     pub(crate) fn new() -> Option<Self> {
         if !require_root() || !require_fuse() {
@@ -62,7 +95,7 @@ impl World {
             .unwrap();
         fs::write(rootfs.join("etc/group"), "root:x:0:\nusers:x:100:\naudio:x:29:me\n").unwrap();
         fs::write(rootfs.join("srv/volume/file"), "from the image").unwrap();
-        let world = Self { store: scratch.path().join("store"), scratch };
+        let world = Self { store: scratch.path().join("store"), scratch, host: None };
         let archive = world.scratch.path().join("rootfs.tar");
         let status =
             Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&archive).arg(".").status().unwrap();
@@ -92,7 +125,20 @@ impl World {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(layerfs_binary().unwrap());
+        let binary = layerfs_binary().unwrap();
+        let mut command = match &self.host {
+            None => {
+                let mut command = Command::new(binary);
+                // Every world has a root of its own, and many at once would want the same addresses.
+                command.env("LAYERFS_NETWORK", "none");
+                command
+            }
+            Some(host) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/proc/{}/ns/net", host.0.id())).arg(binary);
+                command
+            }
+        };
         command
             .args(arguments)
             .env("LAYERFS_ROOT", &self.store)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Adapter;
 use super::abi::{FSYNC_DATA, Op, fattr, write_flag};
+use super::buffer;
 use super::convert::rdev_from_kernel;
 use super::reply::{Entry, Listing, Reply};
 use super::request::{Malformed, Request};
@@ -404,16 +405,12 @@ fn rename(
 }
 
 fn read(a: &Arc<Adapter>, node: u64, offset: u64, size: u32, reply: Reply) {
-    thread_local! {
-        static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
-    }
-    let size = size as usize;
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.len() < size {
-            buffer.resize(size, 0);
-        }
-        match a.node(node).and_then(|n| a.overlay.read(&n, offset, &mut buffer[..size])) {
-            Ok(n) => reply.data(&buffer[..n]),
+    // No more than was agreed on is asked for.
+    let size = (size as usize).min(super::session::MAX_TRANSFER as usize);
+    buffer::with_data(size, |space| {
+        let Ok(space) = space else { return reply.error(Errno::NOMEM) };
+        match a.node(node).and_then(|n| a.overlay.read(&n, offset, space)) {
+            Ok(n) => reply.data(&space[..n]),
             Err(e) => reply.error(note("read", &e)),
         }
     });

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::abi::{IN_HEADER, InitFlags, MAJOR, MINOR, OLDEST_MINOR, Op};
+use super::buffer::{self, Buffer};
 use super::device::Device;
 use super::init::{self, Offer};
 use super::near::{Near, Place};
@@ -107,12 +108,15 @@ impl Worker {
     }
 
     fn serve_requests(&self) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER];
+        let mut memory = Buffer::new(BUFFER);
         let mut place = Place::default();
         loop {
             self.near.before_request(&mut place);
-            let Some(len) = self.device.receive(&mut buffer)? else { return Ok(()) };
-            match Request::parse(&buffer[..len]) {
+            buffer::before_waiting(&mut memory, &*self.device);
+            let Some(len) = self.device.receive(memory.space()?)? else { return Ok(()) };
+            memory.touched(len);
+            let bytes = memory.filled(len);
+            match Request::parse(bytes) {
                 Ok(request) if request.header.op == Some(Op::Destroy) => {
                     Reply::new(&self.device, request.header.unique).ok();
                     return Ok(());
@@ -127,7 +131,7 @@ impl Worker {
                 }
                 Err(Malformed) => {
                     tracing::error!(len, "a request that is none");
-                    if let Some(unique) = buffer.get(8..16).filter(|_| len >= IN_HEADER) {
+                    if let Some(unique) = bytes.get(8..16).filter(|_| len >= IN_HEADER) {
                         let unique = unique.try_into().map(u64::from_ne_bytes).unwrap_or_default();
                         Reply::new(&self.device, unique).error(Errno::IO);
                     }
@@ -138,12 +142,12 @@ impl Worker {
 }
 
 fn agree(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
+    let mut memory = Buffer::new(BUFFER);
     loop {
         let gone = || io::Error::new(io::ErrorKind::NotConnected, "unmounted before it was served");
-        let len = device.receive(&mut buffer)?.ok_or_else(gone)?;
+        let len = device.receive(memory.space()?)?.ok_or_else(gone)?;
         let odd = |_| io::Error::new(io::ErrorKind::InvalidData, "the kernel's first request makes no sense");
-        let request = Request::parse(&buffer[..len]).map_err(odd)?;
+        let request = Request::parse(memory.filled(len)).map_err(odd)?;
         let reply = Reply::new(device, request.header.unique);
         if request.header.op != Some(Op::Init) {
             reply.error(Errno::IO);

@@ -83,7 +83,12 @@ impl Own {
     pub(super) fn mount(&self) -> anyhow::Result<ProcessIdentity> {
         let directory = self.directory();
         if let Some(process) = mount_process_of(directory).filter(|process| process.is_alive()) {
-            return Ok(process);
+            let namespace = |of: String| fs::read_link(format!("/proc/{of}/ns/mnt"));
+            if namespace(process.pid.to_string())? == namespace("self".into())? {
+                return Ok(process);
+            }
+            // Of a command that was killed while it had the container mounted for itself.
+            process.kill().context("end the process of an earlier mount")?;
         }
         let (lowers, holds) = self.lowers()?;
         let upper = UpperSpec { upper: directory.join("upper"), work: directory.join("work") };
@@ -166,7 +171,9 @@ impl Own {
         let bundle = directory.join("bundle");
         fs::create_dir_all(&bundle).context("make the bundle")?;
         fs::write(bundle.join("config.json"), serde_json::to_vec(&document)?).context("write the bundle")?;
-        give(&stdio, &identity)?;
+        if !config.passes_streams() {
+            give(&stdio, &identity)?;
+        }
         let runtime = runtime_of(directory);
         let request = CreateRequest {
             id: config.id.clone(),

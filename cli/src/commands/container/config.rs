@@ -335,6 +335,11 @@ impl Resources {
 }
 
 impl ContainerConfig {
+    /// Its program has the streams of the command that starts it, and nothing is logged.
+    pub(crate) fn passes_streams(&self) -> bool {
+        self.log_driver == "passthrough"
+    }
+
     /// The program and its arguments.
     pub(crate) fn args(&self) -> Vec<String> {
         self.entrypoint.iter().chain(&self.cmd).cloned().collect()

@@ -246,6 +246,9 @@ pub(super) fn fill(
     }
     config.log_driver = options.log_driver.clone().unwrap_or_else(|| "json-file".into());
     config.log_options = values::log_options(&config.log_driver, &options.log_opt)?;
+    if config.passes_streams() && options.tty {
+        bail!(Usage("the 'passthrough' log driver cannot be used with a terminal (-t)".into()));
+    }
     config.exposed = values::exposed(image, &options.expose)?;
     config.networking = network::spec(options, config)?;
     config.read_only = options.read_only;

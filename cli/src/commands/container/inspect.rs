@@ -116,7 +116,7 @@ fn document(container: &Container, size: bool) -> Value {
         "ResolvConfPath": file("resolv.conf"),
         "HostnamePath": file("hostname"),
         "HostsPath": file("hosts"),
-        "LogPath": if config.log_driver == "none" { String::new() } else { file(LOG) },
+        "LogPath": if config.log_driver != "json-file" { String::new() } else { file(LOG) },
         "Name": format!("/{}", config.name),
         "RestartCount": record.restart_count,
         "Driver": "layerfs",

@@ -76,7 +76,7 @@ pub(crate) fn logs(args: LogsArgs) -> anyhow::Result<ExitCode> {
     let tail = args.tail.parse::<usize>().ok();
     let containers = Containers::open()?;
     let container = containers.find(&args.container)?;
-    if container.config.log_driver == "none" {
+    if container.config.log_driver != "json-file" {
         bail!("configured logging driver does not support reading");
     }
     let path = container.directory.join(LOG);

@@ -1,6 +1,6 @@
 //! `layerfs monitor`: what a container's monitor is started as. For the program's own use.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -45,6 +45,9 @@ fn be(
     log: LogOptions,
     inherited: layerfs_runner::monitor::Inherited,
 ) -> anyhow::Result<()> {
+    // `ROOT/containers/ID`. Who is root here may be an ordinary user of the machine.
+    let root = directory.parent().and_then(Path::parent).context("find the store of the container")?;
+    crate::commands::run::set_root(root);
     let container = store::read_for_monitor(&directory)?;
     let settings = settings_of(&container.config, &container)?;
     serve(settings, Own { container, log }, inherited).context("watch the container")
@@ -52,7 +55,7 @@ fn be(
 
 fn settings_of(config: &ContainerConfig, container: &store::Container) -> anyhow::Result<Settings> {
     let log = match config.log_driver.as_str() {
-        "none" => None,
+        "none" | "passthrough" => None,
         _ => {
             let option = |name: &str| config.log_options.get(name).map(String::as_str);
             let max_size = match option("max-size") {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use layerfs_network::files::{self, Dns, HostResolver, Reach};
-use layerfs_network::ports::{self, ExposedPort, PortMapping, Protocol};
+use layerfs_network::ports::{self, ExposedPort, PortMapping, Protocol, Published};
 use layerfs_network::userland::Program;
 use layerfs_network::{Attachment, Driver, Lease, Mac, Namespace, Network, Request};
 use layerfs_runner::state::ProcessIdentity;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::config::{ContainerConfig, NetworkMode};
 use super::options::CreateOptions;
-use super::store::Containers;
+use super::store::{Container, Containers};
 use crate::commands::network::{open, told};
 use crate::exit::{Hinted, Usage};
 use crate::{events, ui};
@@ -48,6 +48,9 @@ pub(crate) struct Endpoint {
     /// `--mac-address`
     pub(crate) mac: Option<Mac>,
 }
+
+/// Environment variable with the network of containers for which none is named.
+const DEFAULT_NETWORK: &str = "LAYERFS_NETWORK";
 
 /// The networks of `--network`: the text before the first comma, or what `name=` says; with its own options.
 fn wanted(options: &CreateOptions) -> anyhow::Result<Vec<(String, Endpoint)>> {
@@ -90,10 +93,16 @@ fn mac(text: &str) -> anyhow::Result<Mac> {
     text.parse::<Mac>().map_err(|error| Usage(error.to_string()).into())
 }
 
+/// Root of the machine may; an ordinary user is root too by now, of a user namespace.
+fn may_make_bridges() -> bool {
+    rustix::process::geteuid().is_root() && layerfs_runner::host::is_initial_user_namespace().unwrap_or(true)
+}
+
 /// The mode that the first `--network` means: whether there is such a network is known when it is looked for.
 pub(super) fn mode(options: &CreateOptions, containers: &Containers) -> anyhow::Result<NetworkMode> {
-    let is_root = rustix::process::geteuid().is_root();
-    let first = wanted(options)?.into_iter().next().map(|(name, _)| name);
+    let is_root = may_make_bridges();
+    let usual = || std::env::var(DEFAULT_NETWORK).ok().filter(|name| !name.is_empty());
+    let first = wanted(options)?.into_iter().next().map(|(name, _)| name).or_else(usual);
     let name = match first.as_deref() {
         None | Some("default") if is_root => "bridge",
         None | Some("default") => return Ok(without_root(options)),
@@ -180,7 +189,7 @@ pub(super) fn spec(options: &CreateOptions, config: &ContainerConfig) -> anyhow:
         NetworkMode::None if !found.ports.is_empty() => {
             bail!(Hinted {
                 message: "ports can be published from a network only".into(),
-                hint: match rustix::process::geteuid().is_root() {
+                hint: match may_make_bridges() {
                     true => "leave out --network none".into(),
                     false => "install pasta (package passt) or slirp4netns".into(),
                 }
@@ -354,7 +363,7 @@ fn leave_userland(directory: &Path) -> anyhow::Result<()> {
 pub(super) fn leave(config: &ContainerConfig, directory: &Path) -> anyhow::Result<()> {
     leave_userland(directory)?;
     let root = crate::commands::run::store_root()?;
-    if !rustix::process::geteuid().is_root() || !root.join("networks").is_dir() {
+    if !may_make_bridges() || !root.join("networks").is_dir() {
         return Ok(());
     }
     let networks = open()?;
@@ -500,7 +509,7 @@ fn ports_of((first, last): (u16, u16)) -> String {
 
 /// Its networks as they are now; none where that cannot be found out.
 fn leases(id: &str) -> Vec<Lease> {
-    if !rustix::process::geteuid().is_root() {
+    if !may_make_bridges() {
         return Vec::new();
     }
     open().and_then(|networks| networks.leases_of(id).map_err(told)).unwrap_or_default()
@@ -536,19 +545,27 @@ pub(super) fn ports_column(config: &ContainerConfig, leases: &[Lease]) -> String
 /// All leases there are, for lists; none where they cannot be read.
 pub(super) fn all_leases() -> Vec<Lease> {
     let is_any = crate::commands::run::store_root().is_ok_and(|root| root.join("networks").is_dir());
-    if !rustix::process::geteuid().is_root() || !is_any {
+    if !may_make_bridges() || !is_any {
         return Vec::new();
     }
     open().and_then(|networks| networks.leases().map_err(told)).unwrap_or_default()
 }
 
 /// The lines of `layerfs port`: `80/tcp -> 0.0.0.0:8080`.
-pub(super) fn published(id: &str, wanted: Option<&str>) -> anyhow::Result<Vec<String>> {
-    let leases = open()?.leases_of(id).map_err(told)?;
+pub(super) fn published(container: &Container, wanted: Option<&str>) -> anyhow::Result<Vec<String>> {
+    let config = &container.config;
     let wanted = wanted.map(parse_port).transpose()?;
-    let mut ports: Vec<_> = leases.iter().flat_map(|lease: &Lease| lease.ports.iter()).collect();
+    let mut ports: Vec<Published> = leases(&config.id).into_iter().flat_map(|lease| lease.ports).collect();
+    if config.network == NetworkMode::Userland && container.is_running() {
+        ports.extend(config.networking.ports.iter().map(|mapping| Published {
+            host_ip: mapping.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+            host_port: mapping.host.map_or(mapping.container.port, |(first, _)| first),
+            container_port: mapping.container.port,
+            protocol: mapping.container.protocol,
+        }));
+    }
     ports.sort_by_key(|port| (port.container_port, port.protocol, port.host_ip));
-    let line = |port: &&layerfs_network::ports::Published| {
+    let line = |port: &Published| {
         let host = std::net::SocketAddr::new(port.host_ip, port.host_port);
         match wanted {
             None => Some(format!("{}/{} -> {host}", port.container_port, port.protocol)),

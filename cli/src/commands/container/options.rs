@@ -72,7 +72,7 @@ pub(crate) struct CreateOptions {
     /// Run an init as process 1, which reaps orphans and passes signals on
     #[arg(long)]
     pub(crate) init: bool,
-    /// Log driver: json-file or none
+    /// Log driver: json-file, none, or passthrough, which gives the command the streams of who starts it
     #[arg(long, value_name = "DRIVER")]
     pub(crate) log_driver: Option<String>,
     /// Option of the log driver: max-size, max-file

@@ -22,7 +22,7 @@ pub(crate) struct PortArgs {
 pub(crate) fn port(args: PortArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open()?;
     let container = containers.find(&args.container)?;
-    let lines = network::published(&container.config.id, args.port.as_deref())?;
+    let lines = network::published(&container, args.port.as_deref())?;
     if !lines.is_empty() {
         crate::ui::print(format!("{}\n", lines.join("\n")))?;
         return Ok(ExitCode::SUCCESS);

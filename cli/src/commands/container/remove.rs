@@ -9,6 +9,7 @@ use super::each;
 use super::stop::end;
 use super::store::{Container, Containers, Locked};
 use crate::exit::Hinted;
+use crate::ui;
 
 /// Remove containers
 #[derive(Debug, Args)]
@@ -40,7 +41,10 @@ pub(crate) fn remove(args: RemoveArgs) -> anyhow::Result<ExitCode> {
                     super::volume::remove_own(&container.config)?;
                 }
             }
-            Err(error) if args.force && error.to_string().starts_with("No such container") => {}
+            Err(error) if args.force && error.to_string().starts_with("No such container") => {
+                ui::error(&error);
+                return Ok(String::new());
+            }
             Err(error) => return Err(error),
         }
         Ok(name.clone())

@@ -136,7 +136,10 @@ fn process(config: &ContainerConfig, identity: &Identity, held: &BTreeSet<String
 }
 
 pub(super) fn user(identity: &Identity) -> Value {
-    json!({ "uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups })
+    // The first of them is its own, as docker has it: a group that a program may leave must not give it more.
+    let mut groups = vec![identity.gid];
+    groups.extend(identity.groups.iter().filter(|group| **group != identity.gid));
+    json!({ "uid": identity.uid, "gid": identity.gid, "additionalGids": groups })
 }
 
 fn rlimit(limit: &Ulimit) -> Value {

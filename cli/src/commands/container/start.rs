@@ -1,14 +1,14 @@
 //! `layerfs start`, and starting a container for `run`.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
 use layerfs_runner::attach::Signals;
 use layerfs_runner::monitor::connection::Connection;
-use layerfs_runner::monitor::protocol::{Event, Request};
+use layerfs_runner::monitor::protocol::{Event, Request, Streams};
 use layerfs_runner::{FailureKind, monitor};
 
 use super::each;
@@ -89,7 +89,7 @@ fn begin(container: &Container, lock: &OwnedFd) -> anyhow::Result<Connection> {
 pub(super) fn detached(container: &Container, lock: OwnedFd) -> anyhow::Result<()> {
     let mut connection = begin(container, &lock)?;
     drop(lock);
-    connection.ask(Request::Start { streams: None }, None).context("start the container")?;
+    ask_to_start(container, &connection, None)?;
     match connection.next_event().context("hear from the monitor")? {
         Some(Event::Started { .. }) => Ok(()),
         Some(Event::Failed { kind, words }) => Err(NotStarted { kind, words }.into()),
@@ -112,10 +112,24 @@ pub(super) fn attached(container: &Container, lock: OwnedFd, manner: Manner) -> 
     let connection = begin(container, &lock)?;
     drop(lock);
     let signals = Signals::take().context("take signals over")?;
-    connection
-        .ask(Request::Start { streams: Some(manner.streams(true)) }, None)
-        .context("start the container")?;
+    if container.config.passes_streams() {
+        // What the command has is the program's: nothing is read or written here.
+        let streams = Streams { whole: true, ..Streams::default() };
+        ask_to_start(container, &connection, Some(streams))?;
+        return stay(connection, Manner { stdin: false, ..manner }, &signals);
+    }
+    ask_to_start(container, &connection, Some(manner.streams(true)))?;
     stay(connection, manner, &signals)
+}
+
+fn ask_to_start(
+    container: &Container,
+    connection: &Connection,
+    streams: Option<Streams>,
+) -> anyhow::Result<()> {
+    let own = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let passed: &[BorrowedFd<'_>] = if container.config.passes_streams() { &own } else { &[] };
+    connection.ask_with(Request::Start { streams }, passed).context("start the container")
 }
 
 /// The exit code that an ending means; `setup` is that of a container that could not be set up.

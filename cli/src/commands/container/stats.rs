@@ -9,7 +9,7 @@ use layerfs_runner::cgroup::Cgroup;
 use serde_json::{Value, json};
 
 use super::store::{Container, Containers};
-use crate::images::listing;
+use crate::images::{human, listing};
 use crate::ui;
 
 /// Show what containers use, live
@@ -111,6 +111,23 @@ fn binary(bytes: u64) -> String {
     format!("{value:.decimals$}{}", unit.copied().unwrap_or_default())
 }
 
+/// Bytes that were received and sent by its interfaces, as its program's network namespace has them.
+fn network(container: &Container) -> (u64, u64) {
+    let pid = container.record.process.filter(|_| container.is_running()).map_or(0, |process| process.pid);
+    let text = std::fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+    let count = |line: &str| {
+        let (_, numbers) = line.split_once(':').filter(|(name, _)| name.trim() != "lo")?;
+        let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        Some((*numbers.first()?, *numbers.get(8)?))
+    };
+    text.lines().filter_map(count).fold((0, 0), |(received, sent), (r, s)| (received + r, sent + s))
+}
+
+/// Two numbers of bytes, in units of 1000, as docker's table has them here.
+fn pair((first, second): (u64, u64)) -> String {
+    format!("{} / {}", human::size(first), human::size(second))
+}
+
 fn row(container: &Container, (before, since): (u64, Instant), whole: bool) -> Value {
     let stats = Cgroup::borrowed(&container.record.cgroup).stats();
     let machine = {
@@ -123,6 +140,10 @@ fn row(container: &Container, (before, since): (u64, Instant), whole: bool) -> V
     #[allow(clippy::cast_precision_loss)]
     let percent = |part: u64, whole: u128| if whole == 0 { 0.0 } else { part as f64 / whole as f64 * 100.0 };
     let cpu = percent(stats.cpu.usage.total.saturating_sub(before), since.elapsed().as_nanos());
+    let disk = |op: &str| -> u64 {
+        let all = stats.blkio.bytes.iter().filter(|entry| entry.op.eq_ignore_ascii_case(op));
+        all.map(|entry| entry.value).sum()
+    };
     json!({
         "ID": if whole { container.id() } else { container.short() },
         "Container": container.short(),
@@ -130,8 +151,8 @@ fn row(container: &Container, (before, since): (u64, Instant), whole: bool) -> V
         "CPUPerc": format!("{cpu:.2}%"),
         "MemUsage": format!("{} / {}", binary(used), binary(limit)),
         "MemPerc": format!("{:.2}%", percent(used, u128::from(limit))),
-        "NetIO": "0B / 0B",
-        "BlockIO": "0B / 0B",
+        "NetIO": pair(network(container)),
+        "BlockIO": pair((disk("read"), disk("write"))),
         "PIDs": stats.pids.current.to_string(),
     })
 }

@@ -83,14 +83,11 @@ pub(crate) fn load(args: LoadArgs) -> anyhow::Result<ExitCode> {
             (None, None) => return Err(Usage("no archive".into()).into()),
         }?;
         for loaded in archive::load(&store, session, &source).context("load the archive")? {
-            for warning in loaded.warnings.iter().take(10) {
+            for warning in loaded.warnings.iter().take(if args.quiet { 0 } else { 10 }) {
                 ui::warn(warning);
             }
             let id = loaded.id.to_string();
             crate::events::image("load", &id, loaded.names.first().unwrap_or(&id));
-            if args.quiet {
-                continue;
-            }
             if loaded.names.is_empty() {
                 ui::print(format!("Loaded image ID: {}\n", loaded.id))?;
             }

@@ -18,6 +18,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
@@ -52,8 +53,24 @@ pub(crate) fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
+/// The store's root, once it was asked for: an ordinary user who has become root of a user namespace since is still the
+/// same user.
+static ROOT: OnceLock<PathBuf> = OnceLock::new();
+
+/// Says where the store is, to a process that is told so by another; before anybody asks.
+pub(crate) fn set_root(root: &Path) {
+    drop(ROOT.set(root.to_owned()));
+}
+
 /// The store's root: from the environment, else the usual place of this user.
 pub(crate) fn default_root() -> anyhow::Result<PathBuf> {
+    match ROOT.get() {
+        Some(root) => Ok(root.clone()),
+        None => usual_root().map(|root| ROOT.get_or_init(|| root).clone()),
+    }
+}
+
+fn usual_root() -> anyhow::Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = if let Some(root) = set(ROOT_VARIABLE) {
         root

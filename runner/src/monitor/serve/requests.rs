@@ -29,7 +29,7 @@ impl<B: Body> Monitor<B> {
         if let Some(incoming) = incoming {
             let bytes = buffer.get(..incoming.length).unwrap_or_default();
             match bytes.split_first() {
-                Some((b'{', _)) => self.take_document(key, bytes, incoming.descriptors.into_iter().next()),
+                Some((b'{', _)) => self.take_document(key, bytes, incoming.descriptors),
                 Some((first, rest)) => self.take_data(key, *first, rest),
                 None => {}
             }
@@ -109,14 +109,14 @@ impl<B: Body> Monitor<B> {
         }
     }
 
-    fn take_document(&mut self, key: u32, text: &[u8], descriptor: Option<OwnedFd>) {
+    fn take_document(&mut self, key: u32, text: &[u8], descriptors: Vec<OwnedFd>) {
         let refuse = |words: String| Event::Refused { words };
         let answer = match serde_json::from_slice::<Packet>(text) {
             Err(error) => Some(refuse(format!("the monitor does not understand: {error}"))),
             Ok(packet) if packet.version != VERSION => {
                 Some(refuse(format!("the monitor speaks version {VERSION}, not {}", packet.version)))
             }
-            Ok(packet) => self.take_request(key, packet.request, descriptor),
+            Ok(packet) => self.take_request(key, packet.request, descriptors),
         };
         if let Some(answer) = answer
             && let Some(peer) = self.peer(key)
@@ -127,7 +127,7 @@ impl<B: Body> Monitor<B> {
     }
 
     /// The answer that ends it, if it is due.
-    fn take_request(&mut self, key: u32, request: Request, descriptor: Option<OwnedFd>) -> Option<Event> {
+    fn take_request(&mut self, key: u32, request: Request, descriptors: Vec<OwnedFd>) -> Option<Event> {
         let refuse = |words: &str| Some(Event::Refused { words: words.to_owned() });
         match request {
             Request::Start { streams } => {
@@ -137,6 +137,7 @@ impl<B: Body> Monitor<B> {
                 if let Some(streams) = streams {
                     self.attach(key, MAIN, streams, self.settings.stdin_once);
                 }
+                self.passed = descriptors;
                 self.begin();
                 None
             }
@@ -148,7 +149,9 @@ impl<B: Body> Monitor<B> {
                 if self.phase != Phase::Running || self.main.process.is_none() {
                     return refuse("the container is not running");
                 }
-                let Some(description) = descriptor else { return refuse("no program is described") };
+                let Some(description) = descriptors.into_iter().next() else {
+                    return refuse("no program is described");
+                };
                 self.execute(key, description, streams, terminal)
             }
             Request::Wait { each } => {

@@ -31,6 +31,7 @@ pub(super) struct Root {
 #[derive(Debug)]
 struct Mounted {
     own: Own,
+    is_mounted: bool,
     _lock: OwnedFd,
 }
 
@@ -163,8 +164,25 @@ impl Root {
         let Self { root, mounted, .. } = self;
         drop(root);
         match mounted {
-            Some(mounted) => unmount(&mounted.own).context("unmount the container"),
+            Some(mut mounted) => mounted.unmount(),
             None => Ok(()),
+        }
+    }
+}
+
+impl Mounted {
+    fn unmount(&mut self) -> anyhow::Result<()> {
+        self.is_mounted = false;
+        unmount(&self.own).context("unmount the container")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.is_mounted
+            && let Err(error) = self.unmount()
+        {
+            tracing::warn!("{error:#}");
         }
     }
 }
@@ -200,7 +218,9 @@ fn stopped(container: Container, lock: OwnedFd) -> anyhow::Result<Root> {
         open_root(&merged).context("open the container's root")
     })();
     match made {
-        Ok(root) => Ok(Root { root, base: "/".into(), mounted: Some(Mounted { own, _lock: lock }) }),
+        Ok(root) => {
+            Ok(Root { root, base: "/".into(), mounted: Some(Mounted { own, is_mounted: true, _lock: lock }) })
+        }
         Err(error) => {
             unmount(&own)?;
             Err(error)

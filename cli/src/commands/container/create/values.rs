@@ -102,9 +102,13 @@ pub(super) fn log_options(driver: &str, options: &[String]) -> anyhow::Result<Pa
     let pairs = pairs("--log-opt", options)?;
     match driver {
         "json-file" => {}
-        "none" if pairs.is_empty() => {}
-        "none" => return Err(wrong("invalid logging opts for driver none")),
-        other => return Err(wrong(format!("--log-driver {other:?}: there are json-file and none"))),
+        "none" | "passthrough" if pairs.is_empty() => {}
+        "none" | "passthrough" => {
+            return Err(wrong(format!("invalid logging opts for driver {driver}")));
+        }
+        other => {
+            return Err(wrong(format!("--log-driver {other:?}: there are json-file, none and passthrough")));
+        }
     }
     for (name, value) in &pairs {
         match name.as_str() {
