@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags};
@@ -62,6 +63,15 @@ impl ProcessIdentity {
     pub fn of(pid: Pid) -> io::Result<Self> {
         let pid = pid.as_raw_nonzero().get();
         Ok(Self { pid, start_time: start_time(pid)? })
+    }
+
+    /// A descriptor of it, which is readable when it has ended (pidfd_open(2)); none when it has ended already.
+    #[must_use]
+    pub fn open(self) -> Option<OwnedFd> {
+        let pid = Pid::from_raw(self.pid)?;
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()?;
+        // The number may be another's by now; the descriptor stays with whom it found.
+        self.is_alive().then_some(process)
     }
 
     /// True while it runs; a dead process that nobody has waited for does not.

@@ -44,7 +44,8 @@ impl RawMode {
         raw.make_raw();
         // From here on the guard restores, whatever happens.
         let mode = Self { tty, before };
-        rustix::termios::tcsetattr(&mode.tty, OptionalActions::Flush, &raw)?;
+        // Not with Flush: what was typed ahead is for the program.
+        rustix::termios::tcsetattr(&mode.tty, OptionalActions::Now, &raw)?;
         Ok(mode)
     }
 }

@@ -30,8 +30,7 @@ fn a_terminal_has_the_users_size_and_is_left_by_keys() {
     let terminal = Terminal::new();
     terminal.resize(33, 101);
     let mut run = world.on_terminal(&["run", "-it", "--name", "tty", "box", "sh"], &terminal);
-    // Keys typed before the terminal is raw are not the program's.
-    run.wait_for("# ");
+    // What is typed ahead, before the terminal is raw, is the program's too.
     run.type_in(b"stty size; tty\n");
     run.wait_for("33 101");
     run.wait_for("/dev/pts/0");

@@ -26,6 +26,7 @@ use layerfs_runner::cgroup::Cgroup;
 use layerfs_runner::monitor::connection::Connection;
 use layerfs_runner::monitor::record::{Record, Status};
 use layerfs_runner::runtime::time::rfc3339;
+use layerfs_runner::state::ProcessIdentity;
 use rustix::fs::FlockOperation;
 
 use super::config::{ContainerConfig, NetworkMode};
@@ -282,6 +283,7 @@ impl Container {
     pub(super) fn lock(&self) -> anyhow::Result<Locked> {
         let gone = || format!("No such container: {}", self.config.name);
         let mut pause = Duration::from_millis(1);
+        let mut has_ended = false;
         let lock = loop {
             if let Some(lock) = try_lock_file(&self.directory.join(LOCK)).with_context(gone)? {
                 break lock;
@@ -291,8 +293,11 @@ impl Container {
                 return Ok(Locked::Runs(Box::new(now)));
             }
             // Being started, ended or removed by somebody: a moment each. Nothing tells when a lock comes free without
-            // taking it.
-            std::thread::sleep(pause);
+            // taking it; but the end of a monitor that has it is told.
+            match now.record.monitor.filter(|_| !has_ended).and_then(ProcessIdentity::open) {
+                Some(monitor) => has_ended = wait_for_end(&monitor, pause),
+                None => std::thread::sleep(pause),
+            }
             pause = (pause * 2).min(Duration::from_millis(20));
         };
         let record = Record::load(&self.directory);
@@ -384,6 +389,14 @@ fn settle(directory: &Path) -> anyhow::Result<()> {
     record.save(directory).context("write the container's state")
 }
 
+/// Until the process behind a descriptor has ended, or so long. True when it has.
+fn wait_for_end(process: &OwnedFd, patience: Duration) -> bool {
+    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: patience.subsec_nanos().into() };
+    let mut wanted = [rustix::event::PollFd::new(process, rustix::event::PollFlags::IN)];
+    // Whatever comes of it: the lock is tried again.
+    !matches!(rustix::event::poll(&mut wanted, Some(&timeout)), Ok(0))
+}
+
 fn lock_file(path: &Path) -> anyhow::Result<OwnedFd> {
     let file = open_lock(path)?;
     rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
@@ -424,7 +437,6 @@ pub(super) fn is_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use layerfs_runner::state::ProcessIdentity;
 
     use super::*;
 

@@ -97,10 +97,7 @@ pub(super) fn mount(
         "" => source,
         // By descriptor, and through no symlink: who writes into the volume does not choose what is mounted.
         path => {
-            let flags = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-            let root = rustix::fs::open(&source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                .with_context(|| format!("open volume {name}"))?;
-            let part = rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), flags)
+            let part = part_of(Path::new(&source), path)
                 .with_context(|| format!("cannot access path {path} in volume {name}"))?;
             place(part)?.display().to_string()
         }
@@ -108,6 +105,16 @@ pub(super) fn mount(
     options.push("rprivate".into());
     options.push(access.into());
     Ok(json!({ "destination": target, "type": kind, "source": source, "options": options }))
+}
+
+/// A part of a volume, or all of it for an empty path.
+pub(super) fn part_of(volume: &Path, path: &str) -> rustix::io::Result<OwnedFd> {
+    let root = rustix::fs::open(volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    if path.is_empty() {
+        return Ok(root);
+    }
+    let flags = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), flags)
 }
 
 fn options_with(options: &[String], access: &str) -> Vec<String> {

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -162,17 +162,13 @@ impl Unpacker<'_> {
         let (uid, gid) = self.owner(entry);
         rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
         if entry.kind != EntryKind::Symlink {
-            rustix::fs::chmodat(&parent, name, mode, AtFlags::empty())?;
+            set_mode(&parent, name, mode)?;
         }
         match entry.kind {
             EntryKind::Directory => {
                 if !entry.xattrs.is_empty() {
-                    let made = rustix::fs::openat(
-                        &parent,
-                        name,
-                        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                        Mode::empty(),
-                    )?;
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let made = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
                     set_xattrs(made.as_fd(), entry);
                 }
                 self.times.push((path.to_owned(), times(entry)));
@@ -225,6 +221,17 @@ impl Unpacker<'_> {
         rustix::fs::futimens(&file, &times(entry))?;
         Ok(())
     }
+}
+
+/// Sets the mode of what was just made. A program in the container may have put a symlink in its place since, which leads
+/// anywhere on this machine: it is not followed.
+fn set_mode(parent: &OwnedFd, name: &OsStr, mode: Mode) -> anyhow::Result<()> {
+    let made =
+        rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&made)?.st_mode) == FileType::Symlink {
+        bail!("it was exchanged while it was copied");
+    }
+    Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), mode)?)
 }
 
 /// Copies `length` bytes; runs of zeros become holes.
