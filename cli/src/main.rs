@@ -73,7 +73,16 @@ fn main() -> ExitCode {
         Command::Build(args) => finish(commands::build::build(*args), exit::FAILURE),
         Command::Builder(args) => finish(commands::builder::builder(args), exit::FAILURE),
         Command::Commit(args) => finish(commands::image::commit::commit(args), exit::FAILURE),
-        Command::Diff(args) => finish(commands::image::commit::diff(args), exit::FAILURE),
+        Command::Apply(args) => finish(commands::container::layer::apply::apply(args), exit::FAILURE),
+        Command::Discard(args) => finish(commands::container::layer::discard::discard(args), exit::FAILURE),
+        Command::Snapshot(args) => {
+            finish(commands::container::layer::snapshot::snapshot(args), exit::FAILURE)
+        }
+        Command::Rollback(args) => {
+            finish(commands::container::layer::rollback::rollback(args), exit::FAILURE)
+        }
+        Command::Fork(args) => finish(commands::container::layer::fork::fork(args), exit::FAILURE),
+        Command::Diff(args) => finish(commands::container::layer::diff::diff(args), exit::FAILURE),
         Command::Export(args) => finish(commands::image::commit::export(args), exit::FAILURE),
         Command::Images(args) => finish(commands::image::list::images(args), exit::FAILURE),
         Command::Image(args) => finish(commands::image::image(args), exit::FAILURE),

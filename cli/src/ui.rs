@@ -19,6 +19,20 @@ pub(crate) fn print(text: impl AsRef<[u8]>) -> io::Result<bool> {
     }
 }
 
+/// Standard output, for results that are written as they come.
+#[derive(Debug)]
+pub(crate) struct Output;
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::stdout().lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().lock().flush()
+    }
+}
+
 /// Writes what a container's program has written, to standard output or standard error.
 ///
 /// # Errors

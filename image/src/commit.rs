@@ -3,22 +3,16 @@
 //! The layer's tree is a copy of the upper as it is, marks included: a metadata-only copy stays one, and its data is not
 //! stored twice. The layer's digest is that of its whole tar, for which such data is read from the layers below.
 
-use std::collections::HashMap;
-use std::ffi::{CString, OsStr};
-use std::fs::{self, File};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
-use rustix::io::Errno;
 
 use crate::archive::publish;
 use crate::config::{self, Config, History, RootFs};
 use crate::digest::{ChainId, DiffId, Digest, DigestWriter};
 use crate::error::Error;
-use crate::layer::{Layer, Stack, copy_data, pack_changes};
+use crate::layer::{Layer, Stack, TreeCopy, pack_changes};
 use crate::media_type;
 use crate::reference::Reference;
 use crate::store::{Image, LayerRecord, Session, Store};
@@ -36,6 +30,9 @@ pub struct CommitOptions {
     pub changes: Vec<String>,
     /// What the container ran, for the history.
     pub command: Option<String>,
+    /// Paths in the upper, with a slash in front, that are not the container's doing: empty files and directories that
+    /// something was mounted on.
+    pub omitted: BTreeSet<Vec<u8>>,
 }
 
 /// What the container is on.
@@ -76,7 +73,7 @@ pub fn commit(
         crate::changes::apply(&mut config.config, change)?;
     }
     let (diff_id, size) = match base {
-        Base::Image(_) => changed_layer(store, session, upper, &config.rootfs.diff_ids)?,
+        Base::Image(_) => changed_layer(store, session, upper, &config.rootfs.diff_ids, &options.omitted)?,
         Base::Directory(lower) => whole_layer(store, session, upper, lower)?,
     };
     config.rootfs.diff_ids.push(diff_id);
@@ -120,11 +117,13 @@ fn changed_layer(
     session: &Session,
     upper: &Path,
     below: &[DiffId],
+    omitted: &BTreeSet<Vec<u8>>,
 ) -> Result<(DiffId, u64), Error> {
     let directory = session_directory(session)?;
     let tree = directory.join("tree");
-    let mut copier = Copier::default();
-    copier.copy_tree(upper, &tree)?;
+    // Sockets are processes': no archive has them.
+    let copier = TreeCopy { omitted: omitted.clone(), without_sockets: true };
+    let copier = copier.copy(upper, &tree)?;
     let mut layers = vec![Layer::open(&tree).map_err(Error::io("open", &tree))?];
     for diff_id in below.iter().rev() {
         let path = store.layer_tree(diff_id);
@@ -183,134 +182,4 @@ fn session_directory(session: &Session) -> Result<PathBuf, Error> {
         .tempdir_in(session.path())
         .map(tempfile::TempDir::keep)
         .map_err(Error::io("make a directory in", session.path()))
-}
-
-/// A copy of a tree with everything that it carries.
-#[derive(Debug, Default)]
-struct Copier {
-    links: HashMap<u64, PathBuf>,
-    bytes: u64,
-    entries: u64,
-    /// Some object's content is in a layer below.
-    refers_below: bool,
-}
-
-impl Copier {
-    fn copy_tree(&mut self, from: &Path, to: &Path) -> Result<(), Error> {
-        fs::create_dir(to).map_err(Error::io("make", to))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let source = rustix::fs::open(from, flags, Mode::empty()).map_err(Error::io("open", from))?;
-        let target = rustix::fs::open(to, flags, Mode::empty()).map_err(Error::io("open", to))?;
-        self.copy_directory(&source, &target, to)
-    }
-
-    fn copy_directory(&mut self, source: &OwnedFd, target: &OwnedFd, path: &Path) -> Result<(), Error> {
-        for (name, _) in crate::layer::list_directory(source.as_fd()).map_err(Error::io("list", path))? {
-            let path = path.join(<OsStr as OsStrExt>::from_bytes(name.to_bytes()));
-            self.copy_object(source, target, &name, &path)?;
-        }
-        attributes(source.as_fd(), target.as_fd()).map_err(Error::io("give attributes to", path))?;
-        self.note_marks(source.as_fd());
-        Ok(())
-    }
-
-    fn copy_object(
-        &mut self,
-        source: &OwnedFd,
-        target: &OwnedFd,
-        name: &CString,
-        path: &Path,
-    ) -> Result<(), Error> {
-        let failed = |operation| Error::io::<Errno>(operation, path);
-        self.entries += 1;
-        let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look at"))?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind != FileType::Directory && stat.st_nlink > 1 {
-            if let Some(first) = self.links.get(&stat.st_ino) {
-                return fs::hard_link(first, path).map_err(Error::io("link", path));
-            }
-            self.links.insert(stat.st_ino, path.to_owned());
-        }
-        let open = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match kind {
-            FileType::Directory => {
-                rustix::fs::mkdirat(target, name, Mode::RWXU).map_err(failed("make"))?;
-                let flags = open | OFlags::RDONLY | OFlags::DIRECTORY;
-                let from = rustix::fs::openat(source, name, flags, Mode::empty()).map_err(failed("open"))?;
-                let to = rustix::fs::openat(target, name, flags, Mode::empty()).map_err(failed("open"))?;
-                self.copy_directory(&from, &to, path)
-            }
-            FileType::RegularFile => {
-                let from = rustix::fs::openat(source, name, open | OFlags::RDONLY, Mode::empty());
-                let from = File::from(from.map_err(failed("open"))?);
-                let flags = open | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-                let to = rustix::fs::openat(target, name, flags, Mode::RUSR | Mode::WUSR);
-                let to = File::from(to.map_err(failed("create"))?);
-                if self.note_marks(from.as_fd()) {
-                    to.set_len(stat.st_size.cast_unsigned()).map_err(Error::io("write", path))?;
-                } else {
-                    self.bytes += copy_data(&from, &to).map_err(Error::io("copy", path))?;
-                }
-                attributes(from.as_fd(), to.as_fd()).map_err(failed("give attributes to"))
-            }
-            FileType::Symlink => {
-                let link = rustix::fs::readlinkat(source, name, Vec::new()).map_err(failed("read"))?;
-                rustix::fs::symlinkat(&link, target, name).map_err(failed("make"))?;
-                name_attributes(source, target, name, &stat, true).map_err(failed("give attributes to"))
-            }
-            FileType::Socket => Ok(()),
-            kind => {
-                let mode = Mode::from_raw_mode(stat.st_mode);
-                rustix::fs::mknodat(target, name, kind, mode, stat.st_rdev).map_err(failed("make"))?;
-                name_attributes(source, target, name, &stat, false).map_err(failed("give attributes to"))
-            }
-        }
-    }
-
-    /// Notes what leads to the layers below; true for a file whose data is there.
-    fn note_marks(&mut self, object: BorrowedFd<'_>) -> bool {
-        let has = |name: &str| {
-            ["trusted.overlay.", "user.overlay."].iter().any(|prefix| {
-                rustix::fs::fgetxattr(object, format!("{prefix}{name}"), &mut [0_u8; 4096][..]).is_ok()
-            })
-        };
-        let is_copy = has("metacopy");
-        self.refers_below |= is_copy || has("redirect");
-        is_copy
-    }
-}
-
-/// Owner, xattrs with all marks, mode and times of an open object.
-fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
-    let stat = rustix::fs::fstat(from)?;
-    rustix::fs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
-    for (name, value) in crate::layer::all_xattrs(from)? {
-        rustix::fs::fsetxattr(to, name, &value, rustix::fs::XattrFlags::empty())?;
-    }
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
-    rustix::fs::futimens(to, &times(&stat))
-}
-
-fn name_attributes(
-    from: &OwnedFd,
-    to: &OwnedFd,
-    name: &CString,
-    stat: &rustix::fs::Stat,
-    is_link: bool,
-) -> Result<(), Errno> {
-    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    rustix::fs::chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    crate::layer::copy_name_xattrs(from.as_fd(), to.as_fd(), name)?;
-    if !is_link {
-        rustix::fs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
-    }
-    rustix::fs::utimensat(to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
-}
-
-fn times(stat: &rustix::fs::Stat) -> Timestamps {
-    let time = |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: nanoseconds.cast_signed() };
-    Timestamps {
-        last_access: time(stat.st_atime, stat.st_atime_nsec),
-        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
-    }
 }

@@ -202,6 +202,8 @@ pub struct Config {
     pub volatile: bool,
     /// Lower directories may change behind the mount: short cache times, no index, no cached listings.
     pub volatile_lower: bool,
+    /// Copies in the upper tell which lower object, in which state, they came from ([`crate::lower_state`]).
+    pub record_lower: bool,
     /// Use layer indexes at all.
     pub use_index: bool,
     /// Nobody changes a layer that has an index: each of them is as [`LowerSpec::immutable`].
@@ -241,6 +243,7 @@ impl Config {
             xino: Xino::Auto,
             volatile: false,
             volatile_lower: false,
+            record_lower: false,
             use_index: true,
             trust_index: false,
             squash: Squash::default(),

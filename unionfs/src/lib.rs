@@ -12,6 +12,7 @@ pub mod index;
 pub mod ino;
 pub mod layer;
 pub mod listing;
+pub mod lower_state;
 pub mod marks;
 pub mod mount;
 pub mod node;

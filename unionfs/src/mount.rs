@@ -148,6 +148,7 @@ pub fn mount(config: &Config, target: &Path) -> Result<Mounted, MountError> {
     let stack = crate::mount::attach::check_target(target)?;
     let layers = Layers::open(config.clone(), budget)?;
     let overlay = Overlay::new(layers).map_err(MountError::Roots)?;
+    overlay.record_root().map_err(|errno| MountError::Roots(errno.into()))?;
     let may_pass_through = creds::has_capability(CAP_SYS_ADMIN) && creds::in_initial_user_namespace();
     let may_reopen = creds::has_capability(CAP_DAC_OVERRIDE);
     let adapter = Arc::new(Adapter::new(overlay, config.io, may_pass_through, may_reopen));

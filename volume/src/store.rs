@@ -338,6 +338,23 @@ impl Volumes {
     /// When something cannot be removed.
     pub fn collect(&self) -> Result<Vec<String>> {
         let _lock = self.lock()?;
+        let found = self.unfinished()?;
+        for (_, path) in &found {
+            fs::remove_dir_all(path).map_err(Error::io("remove", path))?;
+        }
+        Ok(found.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// The names of what [`collect`](Self::collect) would remove.
+    ///
+    /// # Errors
+    /// When the volumes cannot be listed.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let _lock = self.lock()?;
+        Ok(self.unfinished()?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    fn unfinished(&self) -> Result<Vec<(String, PathBuf)>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(Error::io("list", &self.directory))? {
             let path = entry.map_err(Error::io("list", &self.directory))?.path();
@@ -349,8 +366,8 @@ impl Volumes {
                 && !path.join(DOCUMENT).exists()
                 && is_empty(&path.join(DATA))?;
             if interrupted || unfinished {
-                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-                found.push(name.trim_start_matches('.').trim_end_matches(GONE).to_owned());
+                let name = name.trim_start_matches('.').trim_end_matches(GONE).to_owned();
+                found.push((name, path));
             }
         }
         Ok(found)

@@ -6,12 +6,15 @@
 
 pub(crate) mod attach;
 mod body;
+pub(crate) mod boot;
+pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod copy;
 pub(crate) mod create;
 mod etc;
 pub(crate) mod exec;
 pub(crate) mod inspect;
+pub(crate) mod layer;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod monitor;
@@ -57,14 +60,17 @@ pub(crate) struct ContainerArgs {
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub(crate) enum ContainerCommand {
+    Apply(layer::apply::ApplyArgs),
     Attach(attach::AttachArgs),
     Commit(super::image::commit::CommitArgs),
     #[command(name = "cp")]
     Copy(copy::CopyArgs),
     Create(create::CreateArgs),
-    Diff(super::image::commit::DiffArgs),
+    Diff(layer::diff::DiffArgs),
+    Discard(layer::discard::DiscardArgs),
     Exec(exec::ExecArgs),
     Export(super::image::commit::ExportArgs),
+    Fork(layer::fork::ForkArgs),
     Inspect(inspect::ContainerInspectArgs),
     Kill(stop::KillArgs),
     Logs(logs::LogsArgs),
@@ -77,7 +83,9 @@ pub(crate) enum ContainerCommand {
     Restart(stop::RestartArgs),
     #[command(name = "rm", visible_alias = "remove")]
     Remove(remove::RemoveArgs),
+    Rollback(layer::rollback::RollbackArgs),
     Run(super::run::RunArgs),
+    Snapshot(layer::snapshot::SnapshotArgs),
     Start(start::StartArgs),
     Stats(stats::StatsArgs),
     Stop(stop::StopArgs),
@@ -89,13 +97,18 @@ pub(crate) enum ContainerCommand {
 
 pub(crate) fn container(args: ContainerArgs) -> anyhow::Result<ExitCode> {
     match *args.command {
+        ContainerCommand::Apply(args) => layer::apply::apply(args),
+        ContainerCommand::Discard(args) => layer::discard::discard(args),
         ContainerCommand::Attach(args) => attach::attach(args),
         ContainerCommand::Commit(args) => super::image::commit::commit(args),
         ContainerCommand::Copy(args) => copy::copy(args),
         ContainerCommand::Create(args) => create::create(args),
-        ContainerCommand::Diff(args) => super::image::commit::diff(args),
+        ContainerCommand::Diff(args) => layer::diff::diff(args),
         ContainerCommand::Exec(args) => exec::exec(args),
         ContainerCommand::Export(args) => super::image::commit::export(args),
+        ContainerCommand::Fork(args) => layer::fork::fork(args),
+        ContainerCommand::Rollback(args) => layer::rollback::rollback(args),
+        ContainerCommand::Snapshot(args) => layer::snapshot::snapshot(args),
         ContainerCommand::Inspect(args) => inspect::container_inspect(args),
         ContainerCommand::Kill(args) => stop::kill(args),
         ContainerCommand::Logs(args) => logs::logs(args),

@@ -18,6 +18,7 @@ use clap::{Args, Subcommand};
 pub(crate) use create::labels;
 pub(crate) use filter::Filters;
 pub(crate) use open::{open, told};
+pub(crate) use prune::remove_unused;
 
 /// Manage networks
 #[derive(Debug, Args)]
@@ -53,4 +54,17 @@ pub(crate) fn network(args: NetworkArgs) -> anyhow::Result<ExitCode> {
         NetworkCommand::Disconnect(args) => connect::disconnect(args),
         NetworkCommand::ServeNames(args) => serve::serve(args),
     }
+}
+
+/// What is not as it should be with networks; with `repair` it is mended.
+pub(crate) fn problems(repair: bool) -> anyhow::Result<Vec<super::container::check::Problem>> {
+    if !super::run::store_root()?.join("networks").is_dir() {
+        return Ok(Vec::new());
+    }
+    let found = open()?.check(repair, &containers::runs).map_err(told)?;
+    let problem = found.into_iter().map(|found| super::container::check::Problem {
+        what: found.what,
+        mended: found.mended.then(|| "mended".to_owned()),
+    });
+    Ok(problem.collect())
 }

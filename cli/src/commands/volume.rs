@@ -49,3 +49,19 @@ pub(crate) use users::of as users_of;
 pub(crate) fn open() -> anyhow::Result<Volumes> {
     Ok(Volumes::open(&store_root()?)?)
 }
+
+pub(crate) use prune::remove_unused;
+
+/// What is not as it should be with volumes; with `repair` it is mended.
+pub(crate) fn problems(repair: bool) -> anyhow::Result<Vec<super::container::check::Problem>> {
+    if !super::run::store_root()?.join("volumes").is_dir() {
+        return Ok(Vec::new());
+    }
+    let volumes = open()?;
+    let found = if repair { volumes.collect()? } else { volumes.leftovers()? };
+    let problem = |name: String| super::container::check::Problem {
+        what: format!("volume {name} was not finished, or not removed as a whole"),
+        mended: repair.then(|| "removed".to_owned()),
+    };
+    Ok(found.into_iter().map(problem).collect())
+}

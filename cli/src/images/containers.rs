@@ -1,27 +1,13 @@
 //! Containers as the commands for images see them: what they are on, and which images they use.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use layerfs_image::digest::Digest;
 use serde_json::Value;
 
 use crate::commands::run::store_root;
-use crate::exit::Hinted;
-
-/// A container's directory.
-#[derive(Debug)]
-pub(crate) struct ContainerFiles {
-    /// Its id.
-    pub(crate) id: String,
-    /// What it changed.
-    pub(crate) upper: PathBuf,
-    /// What it is on.
-    pub(crate) base: ContainerBase,
-    /// Its command, as far as its state tells.
-    pub(crate) command: Option<String>,
-}
 
 /// A container as lists have it.
 #[derive(Debug)]
@@ -32,6 +18,8 @@ pub(crate) struct ListedContainer {
     pub(crate) name: Option<String>,
     /// What it changed.
     pub(crate) upper: PathBuf,
+    /// Its snapshots.
+    pub(crate) snapshots: Vec<PathBuf>,
     /// Its command.
     pub(crate) command: Option<String>,
     /// As its state has it.
@@ -65,6 +53,7 @@ pub(crate) fn all_files() -> anyhow::Result<Vec<ListedContainer>> {
             id,
             name: text("name"),
             upper: path.join("upper"),
+            snapshots: crate::commands::container::layer::snapshots::trees(&path),
             command: command_of(&state),
             status: text("status").unwrap_or_default(),
             running: state["status"] == "running",
@@ -78,15 +67,6 @@ pub(crate) fn all_files() -> anyhow::Result<Vec<ListedContainer>> {
 fn command_of(state: &Value) -> Option<String> {
     let args = state["args"].as_array()?;
     Some(args.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "))
-}
-
-/// What a container is on.
-#[derive(Debug)]
-pub(crate) enum ContainerBase {
-    /// An image, by its id.
-    Image(String),
-    /// A root filesystem.
-    Directory(PathBuf),
 }
 
 fn all() -> anyhow::Result<Vec<(String, PathBuf, Value)>> {
@@ -106,45 +86,6 @@ fn all() -> anyhow::Result<Vec<(String, PathBuf, Value)>> {
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(found)
-}
-
-/// The id of the container with this name.
-fn named(name: &str) -> anyhow::Result<Option<String>> {
-    let name = name.strip_prefix('/').unwrap_or(name);
-    if name.is_empty() || name.contains('/') || name.starts_with('.') {
-        return Ok(None);
-    }
-    let target = fs::read_link(store_root()?.join("names").join(name)).ok();
-    Ok(target.and_then(|target| target.into_os_string().into_string().ok()))
-}
-
-/// The container with this id, name, or beginning of an id.
-pub(crate) fn find(name: &str) -> anyhow::Result<ContainerFiles> {
-    // A name is one container's; the beginning of an id may be that of several.
-    let named = named(name)?;
-    let mut found: Vec<(String, PathBuf, Value)> = all()?
-        .into_iter()
-        .filter(|(id, _, _)| match &named {
-            Some(named) => id == named,
-            None => !name.is_empty() && id.starts_with(name),
-        })
-        .collect();
-    match found.len() {
-        0 => bail!(Hinted {
-            message: format!("No such container: {name}"),
-            hint: "a container is kept when `layerfs run` was not given --rm; its id was told at the end"
-                .into(),
-        }),
-        1 => {}
-        _ => bail!("container id {name:?} is ambiguous"),
-    }
-    let (id, path, state) = found.swap_remove(0);
-    let base = match (state["image"].as_str(), state["rootfs"].as_str()) {
-        (Some(image), _) if !image.is_empty() => ContainerBase::Image(image.to_owned()),
-        (_, Some(rootfs)) => ContainerBase::Directory(Path::new(rootfs).to_owned()),
-        _ => bail!("container {id}: its state does not tell what it is on"),
-    };
-    Ok(ContainerFiles { upper: path.join("upper"), id, base, command: command_of(&state) })
 }
 
 /// A container that uses the image `id`, and whether it runs.

@@ -191,6 +191,13 @@ pub(super) fn set_xattr(target: Target<'_>, name: &CStr, value: &[u8]) -> Result
     }
 }
 
+pub(super) fn remove_xattr(target: Target<'_>, name: &CStr) -> Result<(), Errno> {
+    match target {
+        Target::Open(fd) => rustix::fs::fremovexattr(fd, name),
+        Target::Name(dir, file) => rustix::fs::lremovexattr(proc_path(dir, file), name),
+    }
+}
+
 /// All xattrs of an object, sorted by name.
 pub(super) fn xattrs(target: Target<'_>) -> Result<Vec<Xattr>, Errno> {
     let path = match target {

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::disk::{self, OVERRIDE_STAT, Target};
 use super::index::ObjectStat;
 use super::remove::list;
-use crate::tar::{Entry, EntryKind};
+use crate::tar::{Entry, EntryKind, Xattr};
 
 /// One layer's tree, open.
 #[derive(Debug, Clone)]
@@ -92,6 +92,8 @@ enum DataSource {
 
 /// Lower layers that a search may be led to, one after the other.
 const MAX_FOLLOWED: usize = 500;
+/// As the kernel has it (MAXSYMLINKS).
+const MAX_SYMLINKS: usize = 40;
 
 impl Stack {
     /// `layers`, the topmost first.
@@ -138,6 +140,22 @@ impl Stack {
         self.entry_of(target, &stat, kind, Vec::new()).map(Some)
     }
 
+    /// What the topmost layer's root directory is; `None` without layers.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub fn root_stat(&self) -> Result<Option<ObjectStat>, Errno> {
+        self.layers.first().map(|layer| disk::stat(Target::Open(layer.root.as_fd()))).transpose()
+    }
+
+    /// A mark of the topmost layer's root directory, by its name without prefix.
+    pub(super) fn root_mark(&self, name: &str) -> Result<Option<Vec<u8>>, Errno> {
+        match self.layers.first() {
+            Some(layer) => self.mark(Target::Open(layer.root.as_fd()), name),
+            None => Ok(None),
+        }
+    }
+
     fn root_below(&self, first: usize) -> Result<MergedDirectory, Errno> {
         let mut parts = Vec::new();
         for (layer, opened) in self.layers.iter().enumerate().skip(first) {
@@ -149,6 +167,50 @@ impl Stack {
             }
         }
         Ok(MergedDirectory { parts })
+    }
+
+    /// Where `path` (with a slash in front) leads in the tree that this shows, symlinks followed and never left by; as
+    /// much of it as exists, the rest as it is said.
+    ///
+    /// # Errors
+    /// ELOOP for too many symlinks; those of the system calls.
+    pub fn resolve(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        let split = |path: &[u8]| -> Vec<Vec<u8>> {
+            path.split(|byte| *byte == b'/')
+                .filter(|name| !name.is_empty())
+                .map(<[u8]>::to_vec)
+                .rev()
+                .collect()
+        };
+        let mut waiting = split(path);
+        let mut done: Vec<Vec<u8>> = Vec::new();
+        let mut followed = 0;
+        while let Some(name) = waiting.pop() {
+            match name.as_slice() {
+                b"." => continue,
+                b".." => {
+                    done.pop();
+                    continue;
+                }
+                _ => done.push(name),
+            }
+            let names: Vec<&[u8]> = done.iter().map(Vec::as_slice).collect();
+            let Some(object) = self.lookup(&names)? else { continue };
+            if object.kind != FileType::Symlink {
+                continue;
+            }
+            followed += 1;
+            if followed > MAX_SYMLINKS {
+                return Err(Errno::LOOP);
+            }
+            let target = object.link_target()?;
+            done.pop();
+            if target.starts_with(b"/") {
+                done.clear();
+            }
+            waiting.extend(split(&target));
+        }
+        Ok(done.iter().flat_map(|name| [b"/".as_slice(), name].concat()).collect())
     }
 
     /// The object that `names` lead to from the root, symlinks not followed.
@@ -406,6 +468,16 @@ impl MergedDirectory {
         self.parts.first().filter(|part| part.layer == 0).map(|part| part.fd.as_fd())
     }
 
+    /// Whether it shows what `below`, a directory of the layers below the topmost, does, with the topmost's on it.
+    pub(super) fn merges_with(&self, below: &Self) -> bool {
+        let identity = |part: &Part| rustix::fs::fstat(&*part.fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        let own = self.parts.iter().find(|part| part.layer > 0);
+        match (own, below.parts.first()) {
+            (Some(own), Some(below)) => identity(own).is_some_and(|own| Some(own) == identity(below)),
+            _ => false,
+        }
+    }
+
     /// Whether layers below the topmost have parts of it.
     pub(super) fn has_lowers(&self) -> bool {
         self.parts.iter().any(|part| part.layer > 0)
@@ -443,8 +515,48 @@ impl MergedObject {
         self.data.is_some()
     }
 
-    fn target(&self) -> Target<'_> {
+    pub(super) fn target(&self) -> Target<'_> {
         Target::Name(self.holder.fd.as_fd(), &self.name)
+    }
+
+    /// Its xattrs as they show, sorted by name.
+    ///
+    /// # Errors
+    /// Those of reading them.
+    pub fn xattrs(&self, stack: &Stack) -> Result<Vec<Xattr>, Errno> {
+        let shown = disk::xattrs(self.target())?
+            .into_iter()
+            .filter_map(|(name, value)| Some((stack.shown(name)?, value)));
+        Ok(shown.collect())
+    }
+
+    /// Where it is in the layers below, when the topmost has renamed it; with a slash in front.
+    ///
+    /// # Errors
+    /// Those of reading its marks.
+    pub fn renamed_from(&self, stack: &Stack) -> Result<Option<Vec<u8>>, Errno> {
+        Ok(self.mark(stack, "redirect")?.filter(|_| self.is_top()).filter(|path| path.starts_with(b"/")))
+    }
+
+    /// One of its marks, by its name without prefix.
+    pub(super) fn mark(&self, stack: &Stack, name: &str) -> Result<Option<Vec<u8>>, Errno> {
+        stack.mark(self.target(), name)
+    }
+
+    /// The target of a symlink.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn link_target(&self) -> Result<Vec<u8>, Errno> {
+        if FileType::from_raw_mode(self.stat.mode) == FileType::Symlink {
+            return Ok(rustix::fs::readlinkat(&*self.holder.fd, &self.name, Vec::new())?.into_bytes());
+        }
+        // Kept as a file: see `Marks::overrides`.
+        let mut target = vec![0; 4096];
+        let file = open_file(&self.holder, &self.name)?;
+        let len = rustix::io::read(&file, &mut target[..])?;
+        target.truncate(len);
+        Ok(target)
     }
 
     /// Everything but its path, as an archive has it.
@@ -453,17 +565,7 @@ impl MergedObject {
     /// EOPNOTSUPP for sockets, which archives do not have; those of the system calls.
     pub fn describe(&self, stack: &Stack) -> Result<Entry, Errno> {
         let link = match self.kind {
-            FileType::Symlink if FileType::from_raw_mode(self.stat.mode) != FileType::Symlink => {
-                // Kept as a file: see `Marks::overrides`.
-                let mut target = vec![0; 4096];
-                let file = open_file(&self.holder, &self.name)?;
-                let len = rustix::io::read(&file, &mut target[..])?;
-                target.truncate(len);
-                target
-            }
-            FileType::Symlink => {
-                rustix::fs::readlinkat(&*self.holder.fd, &self.name, Vec::new())?.into_bytes()
-            }
+            FileType::Symlink => self.link_target()?,
             _ => Vec::new(),
         };
         stack.entry_of(self.target(), &self.stat, self.kind, link)

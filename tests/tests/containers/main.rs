@@ -8,11 +8,16 @@
     reason = "this is test code: a broken expectation is a failed test"
 )]
 
+mod apply;
+mod changes;
+mod chaos;
 mod crash;
 mod files;
 mod health;
 mod lifecycle;
 mod options;
 mod sharing;
+mod snapshots;
 mod streams;
+mod system;
 mod world;

@@ -87,7 +87,8 @@ impl World {
         fs::copy(busybox, rootfs.join("bin/busybox")).unwrap();
         for applet in [
             "sh", "cat", "echo", "env", "hostname", "id", "kill", "ls", "mkdir", "pwd", "rm", "seq", "sleep",
-            "stty", "test", "touch", "true", "false", "tty", "wc", "yes", "head", "grep", "[",
+            "stty", "test", "chmod", "ln", "mv", "cp", "printf", "chown", "mkfifo", "touch", "true", "false",
+            "tty", "wc", "yes", "head", "grep", "[",
         ] {
             symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
         }
@@ -95,6 +96,9 @@ impl World {
             .unwrap();
         fs::write(rootfs.join("etc/group"), "root:x:0:\nusers:x:100:\naudio:x:29:me\n").unwrap();
         fs::write(rootfs.join("srv/volume/file"), "from the image").unwrap();
+        fs::write(rootfs.join("srv/plain"), "plain\n").unwrap();
+        fs::create_dir_all(rootfs.join("srv/d/e")).unwrap();
+        fs::write(rootfs.join("srv/d/e/f"), "in a directory\n").unwrap();
         let world = Self { store: scratch.path().join("store"), scratch, host: None };
         let archive = world.scratch.path().join("rootfs.tar");
         let status =

@@ -17,6 +17,7 @@ use crate::error::{Errno, OpError, OpResult, os_name};
 use crate::layer::dir::{DirFlags, LayerDir, LayerNo, UPPER, open_beneath, stat_at, stat_fd};
 use crate::layer::object::Object;
 use crate::layer::upper::{Temp, Upper, link_open, tmpfile};
+use crate::lower_state::{self, LowerState};
 use crate::marks::{OVERRIDE_STAT, Opaque, OverrideStat};
 use crate::node::{HeldFd, Node, Parts, UpperObject};
 use crate::sys::copy::copy_data;
@@ -174,6 +175,10 @@ impl Overlay {
         let fd = open_beneath(upper.work(), temp.bytes(), OFlags::RDONLY | OFlags::DIRECTORY)
             .map_err(fail("open the directory"))?;
         self.copy_xattrs_of_dir(top, fd.as_fd()).map_err(fail("copy xattrs"))?;
+        if self.layers.config.record_lower {
+            let state = self.state_of_dir(top, name).map_err(fail("look at the directory"))?;
+            lower_state::write(self.layers.names.prefix, Target::Fd(fd.as_fd()), state);
+        }
         self.set_owner_mode(fd.as_fd(), &attr).map_err(fail("set owner and mode"))?;
         let real = stat_fd(&fd).map_err(fail("stat the copy"))?;
         set_times(fd.as_fd(), &attr).map_err(fail("set times"))?;
@@ -232,6 +237,11 @@ impl Overlay {
         let lower = node.place.read().lower.clone().ok_or(Errno::STALE)?;
         let attr = self.layers.stat(&lower.dir, &lower.name)?;
         let data = self.data_of(node, &lower, &attr)?;
+        // Before anything is copied: what changes meanwhile is a later state.
+        let state = match self.layers.config.record_lower {
+            true => Some(self.state_of(&lower).map_err(fail("look at the object"))?),
+            false => None,
+        };
         // More names than one: the data is found by its path, if that leads there.
         let by_path = attr.nlink > 1;
         let metacopy = need == Need::Attributes
@@ -244,6 +254,13 @@ impl Overlay {
             self.draft(upper, &lower, &data, &attr, need, metacopy).map_err(|(step, e)| fail(step)(e))?;
         let has_origin =
             self.dress(upper, &draft, &lower, &attr, node.ino).map_err(|(step, e)| fail(step)(e))?;
+        if let Some(state) = state {
+            let target = match &draft {
+                Draft::Named(temp, None) => Target::Name(upper.work(), &temp.name),
+                Draft::Unnamed(fd) | Draft::Named(_, Some(fd)) => Target::Fd(fd.as_fd()),
+            };
+            lower_state::write(self.layers.names.prefix, target, state);
+        }
         if metacopy {
             self.mark_metacopy(&draft, by_path.then_some(&data))
                 .map_err(fail("mark the metadata-only copy"))?;
@@ -432,6 +449,39 @@ impl Overlay {
     fn mark_number(&self, upper: &Upper, target: Target<'_>, number: u64) -> bool {
         // Where it cannot be written (symlinks and devices have no user xattrs) the number holds for this mount.
         upper.can.xattrs && xattr::set(target, &self.layers.names.ino, &number.to_le_bytes(), 0).is_ok()
+    }
+
+    /// An object of a lower as the disk has it now, whatever an index says.
+    fn state_of(&self, lower: &Object) -> Result<LowerState, Errno> {
+        let dir = self.fd(&lower.dir)?;
+        let stat = lower_state::look(dir.as_fd(), Some(&lower.name))?;
+        Ok(LowerState::of(&stat, Some((lower.dir.ino, &lower.name))))
+    }
+
+    fn state_of_dir(&self, dir: &Arc<LayerDir>, name: &[u8]) -> Result<LowerState, Errno> {
+        let fd = self.fd(dir)?;
+        let parent = rustix::fs::openat(&fd, c"..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let place = (stat_fd(&parent)?.ino, name);
+        Ok(LowerState::of(&lower_state::look(fd.as_fd(), None)?, Some(place)))
+    }
+
+    /// Marks the upper's root with what it is on, unless an earlier mount has.
+    pub(crate) fn record_root(&self) -> Result<(), Errno> {
+        let (Some(upper), Some(lower)) = (&self.layers.upper, self.layers.lowers.first()) else {
+            return Ok(());
+        };
+        if !self.layers.config.record_lower {
+            return Ok(());
+        }
+        let fd = self.fd(&upper.root)?;
+        let prefix = self.layers.names.prefix;
+        let name = crate::layer::mark_io::c_name(format!("{prefix}{}", lower_state::MARK).as_bytes())?;
+        if xattr::get_vec(Target::Fd(fd.as_fd()), &name)?.is_none() {
+            let below = self.fd(&lower.root)?;
+            let state = LowerState::of(&lower_state::look(below.as_fd(), None)?, None);
+            lower_state::write(prefix, Target::Fd(fd.as_fd()), state);
+        }
+        Ok(())
     }
 
     /// Makes a fresh directory look like another: owner, mode, xattrs, times.

@@ -90,6 +90,8 @@ impl Own {
             // Of a command that was killed while it had the container mounted for itself.
             process.kill().context("end the process of an earlier mount")?;
         }
+        // Gone after a removal that came to nothing.
+        fs::create_dir_all(self.merged()).context("make a mountpoint")?;
         let (lowers, holds) = self.lowers()?;
         let upper = UpperSpec { upper: directory.join("upper"), work: directory.join("work") };
         if let Some(top) = lowers.first() {
@@ -100,6 +102,8 @@ impl Own {
         config.flags.source = format!("layerfs:{}", self.container.short());
         // Nobody will ask for what a crash leaves of it.
         config.volatile = self.container.config.remove;
+        // Its changes may be applied to a root filesystem later.
+        config.record_lower = self.container.config.rootfs.is_some();
         let mut log = self.log.clone();
         log.file = Some(directory.join("mount.log"));
         let held: Vec<_> = holds.iter().map(LayerHold::as_fd).collect();

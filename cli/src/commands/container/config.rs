@@ -26,6 +26,8 @@ pub(crate) struct ContainerConfig {
     pub(crate) image: Option<String>,
     /// The root filesystem.
     pub(crate) rootfs: Option<PathBuf>,
+    /// RFC 3339, of a fork on a root filesystem: since when its changes are changes of that; empty: since `created`.
+    pub(crate) lower_since: String,
     /// Kept by a foreground run on a root filesystem: it cannot be started again.
     pub(crate) is_foreground: bool,
     pub(crate) entrypoint: Vec<String>,

@@ -95,7 +95,7 @@ pub(super) fn make(
     };
     let volumes = fill(&mut config, options, image.as_ref(), words, attached, containers)?;
     let cidfile = options.cidfile.as_deref().map(new_cidfile).transpose()?;
-    let made = write_down(containers, config, options.name.as_deref(), &volumes);
+    let made = write_down(containers, config, options.name.as_deref(), &volumes, None);
     match (&made, cidfile) {
         (Ok((container, _)), Some((_, mut file))) => {
             file.write_all(container.id().as_bytes()).context("write --cidfile")?;
@@ -348,12 +348,14 @@ fn security(config: &mut ContainerConfig, options: &[String]) -> anyhow::Result<
     Ok(())
 }
 
-/// Directory, config, state, name; in this order, so that what a killed command leaves is no container yet, or one.
-fn write_down(
+/// Directory, config, state, name; in this order, so that what a killed command leaves is no container yet, or one. What
+/// is in the directory `prepared`, under the names it has in a container's, becomes the container's.
+pub(super) fn write_down(
     containers: &Containers,
     mut config: ContainerConfig,
     name: Option<&str>,
     volumes: &[NewVolume],
+    prepared: Option<&Path>,
 ) -> anyhow::Result<(Container, OwnedFd)> {
     let directory = containers.path(&config.id);
     let words = || format!("make container directory {}", directory.display());
@@ -369,7 +371,14 @@ fn write_down(
     let make = || -> anyhow::Result<OwnedFd> {
         fs::DirBuilder::new().mode(0o700).create(&directory).with_context(words)?;
         let lock = store::try_lock_file(&store::lock_path(&directory))?.context("lock a new container")?;
+        for entry in prepared.map(fs::read_dir).transpose().with_context(words)?.into_iter().flatten() {
+            let entry = entry.with_context(words)?;
+            fs::rename(entry.path(), directory.join(entry.file_name())).with_context(words)?;
+        }
         for name in ["upper", "work", "merged"] {
+            if name == "upper" && directory.join(name).exists() {
+                continue;
+            }
             fs::DirBuilder::new().mode(0o755).create(directory.join(name)).with_context(words)?;
         }
         let mut record = Record::new(&config.id);

@@ -25,8 +25,7 @@ pub(crate) struct PruneArgs {
 }
 
 pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
-    let containers = Containers::open()?;
-    let filters = Filters::parse(&args.filter, &["until", "label", "label!"])?;
+    Filters::parse(&args.filter, FILTERS)?;
     if !args.force {
         let question =
             "WARNING! This will remove all stopped containers.\nAre you sure you want to continue? [y/N] ";
@@ -34,7 +33,36 @@ pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
-    let (mut removed, mut bytes, mut failed) = (Vec::new(), 0, false);
+    let pruned = remove_stopped(&args.filter)?;
+    if !pruned.removed.is_empty() {
+        ui::print(format!("Deleted Containers:\n{}\n\n", pruned.removed.join("\n")))?;
+    }
+    ui::print(format!("Total reclaimed space: {}\n", human::size(pruned.bytes)))?;
+    Ok(if pruned.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Refuses filters that make no sense.
+pub(crate) fn validate(filters: &[String]) -> anyhow::Result<()> {
+    Filters::parse(filters, FILTERS).map(drop)
+}
+
+/// Filters that there are.
+const FILTERS: &[&str] = &["until", "label", "label!"];
+
+/// What was removed.
+#[derive(Debug, Default)]
+pub(crate) struct Pruned {
+    pub(crate) removed: Vec<String>,
+    pub(crate) bytes: u64,
+    /// Some could not be, which was told.
+    pub(crate) failed: bool,
+}
+
+/// Removes the containers that do not run and that the filters admit.
+pub(crate) fn remove_stopped(filters: &[String]) -> anyhow::Result<Pruned> {
+    let containers = Containers::open()?;
+    let filters = Filters::parse(filters, FILTERS)?;
+    let mut pruned = Pruned::default();
     for container in containers.all()? {
         let is_over = matches!(container.record.status, Status::Created | Status::Exited | Status::Dead)
             && !container.record.is_watched();
@@ -44,20 +72,18 @@ pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
         let size = disk_usage(&container.directory);
         match one(&containers, &container, false) {
             Ok(()) => {
-                removed.push(container.id().to_owned());
-                bytes += size;
+                pruned.removed.push(container.id().to_owned());
+                pruned.bytes += size;
             }
+            // Somebody has started it meanwhile.
+            Err(_) if containers.find(container.id()).is_ok_and(|now| now.record.is_watched()) => {}
             Err(error) => {
-                failed = true;
+                pruned.failed = true;
                 ui::error(&error);
             }
         }
     }
-    if !removed.is_empty() {
-        ui::print(format!("Deleted Containers:\n{}\n\n", removed.join("\n")))?;
-    }
-    ui::print(format!("Total reclaimed space: {}\n", human::size(bytes)))?;
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(pruned)
 }
 
 /// Bytes on disk beneath a directory. What cannot be read is not counted.

@@ -77,6 +77,18 @@ pub(super) fn one(containers: &Containers, container: &Container, force: bool) -
     }
     match container.lock() {
         Ok(Locked::Mine(_lock, now)) => {
+            if !force && now.directory.join(super::layer::apply::JOURNAL).exists() {
+                bail!(Hinted {
+                    message: format!(
+                        "container {} was being applied by a command that was killed",
+                        now.config.name
+                    ),
+                    hint: format!(
+                        "finish that first (layerfs apply {0}), or leave it as it is: layerfs rm -f {0}",
+                        now.config.name
+                    ),
+                });
+            }
             now.remove(containers)?;
             crate::events::container("destroy", &now.config, &[]);
             Ok(())

@@ -9,6 +9,7 @@ use clap::Args;
 use layerfs_runner::attach::Signals;
 use layerfs_runner::monitor::connection::Connection;
 use layerfs_runner::monitor::protocol::{Event, Request, Streams};
+use layerfs_runner::monitor::record::Status;
 use layerfs_runner::{FailureKind, monitor};
 
 use super::each;
@@ -80,6 +81,10 @@ fn begin(container: &Container, lock: &OwnedFd) -> anyhow::Result<Connection> {
             "container {} was kept by `run --rootfs` and cannot be started again",
             container.short()
         );
+    }
+    super::layer::apply::refuse_unfinished(container)?;
+    if matches!(container.record.status, Status::Removing | Status::Dead) {
+        anyhow::bail!("container {} is marked for removal and cannot be started", container.config.name);
     }
     let arguments = [OsStr::new("monitor"), container.directory.as_os_str()];
     monitor::spawn(&arguments, lock.as_fd()).context("start the container's monitor")

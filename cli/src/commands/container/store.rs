@@ -8,6 +8,8 @@
 //! ROOT/containers/ID/container.log  what its program wrote
 //! ROOT/containers/ID/upper, work, merged, lower   the mount
 //! ROOT/containers/ID/bundle, oci    for the runtime, while it runs
+//! ROOT/containers/ID/snapshots/NAME copies of the upper; `layer.lock` is held by whoever copies or replaces it
+//! ROOT/containers/.fork-ID, .gone-ID a fork being made, a container being removed; locked
 //! ROOT/names/NAME                   a link to ID
 //! ```
 //!
@@ -27,7 +29,7 @@ use layerfs_runner::monitor::connection::Connection;
 use layerfs_runner::monitor::record::{Record, Status};
 use layerfs_runner::runtime::time::rfc3339;
 use layerfs_runner::state::ProcessIdentity;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::config::{ContainerConfig, NetworkMode};
 use crate::commands::run::{remove_tree, short, store_root};
@@ -91,6 +93,16 @@ impl Containers {
         self.directory.join(id)
     }
 
+    /// The directory of all.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The directory of names.
+    pub(super) fn names(&self) -> &Path {
+        &self.names
+    }
+
     /// Ids of all, in no order.
     pub(super) fn ids(&self) -> anyhow::Result<Vec<String>> {
         let words = || format!("list {}", self.directory.display());
@@ -127,7 +139,16 @@ impl Containers {
         match try_lock_file(&directory.join(LOCK)) {
             Ok(Some(_lock)) => {
                 settle(&directory)?;
-                read(&directory)
+                let container = read(&directory)?;
+                // Nobody waits for the store here, who may hold it: whoever looks next removes it then.
+                if container.is_to_be_removed()
+                    && let Some(store) = try_lock_file(&self.directory.join(".lock"))?
+                {
+                    container.remove_with(self, store)?;
+                    super::volume::remove_own(&container.config)?;
+                    bail!("No such container: {}", container.config.name);
+                }
+                Ok(container)
             }
             _ => Ok(container),
         }
@@ -233,6 +254,7 @@ fn read_of_foreground_run(directory: &Path) -> anyhow::Result<Container> {
     // Its own run is what looks after it.
     record.monitor = state.process.filter(|_| record.status == Status::Running);
     record.process = record.monitor;
+    record.cgroup = state.cgroup;
     record.started_at = rfc3339(created);
     record.finished_at = rfc3339(created);
     let config = ContainerConfig {
@@ -285,8 +307,11 @@ impl Container {
         let mut pause = Duration::from_millis(1);
         let mut has_ended = false;
         let lock = loop {
-            if let Some(lock) = try_lock_file(&self.directory.join(LOCK)).with_context(gone)? {
-                break lock;
+            match try_lock_file(&self.directory.join(LOCK)) {
+                Ok(Some(lock)) => break lock,
+                Ok(None) => {}
+                Err(_) if !self.directory.exists() => bail!(gone()),
+                Err(error) => return Err(error),
             }
             let now = read(&self.directory).with_context(gone)?;
             if now.record.is_watched() && matches!(now.record.status, Status::Running | Status::Restarting) {
@@ -314,6 +339,11 @@ impl Container {
         Connection::open(&self.directory).with_context(words)
     }
 
+    /// It should have been removed at its end, which did not come in order.
+    pub(super) fn is_to_be_removed(&self) -> bool {
+        self.record.status == Status::Dead && self.config.remove
+    }
+
     /// Writes what is asked for.
     pub(super) fn save_config(&self) -> anyhow::Result<()> {
         save_config(&self.directory, &self.config)
@@ -321,26 +351,80 @@ impl Container {
 
     /// Removes it. Its lock must be held.
     pub(super) fn remove(&self, containers: &Containers) -> anyhow::Result<()> {
-        let _store = containers.lock()?;
-        // It may have another name by now, which the store's lock alone guards.
-        let name = read(&self.directory).map_or_else(|_| self.config.name.clone(), |now| now.config.name);
-        remove_files(&self.directory)?;
-        containers.free_name(&name, &self.config.id);
-        Ok(())
+        self.remove_with(containers, containers.lock()?)
+    }
+
+    fn remove_with(&self, containers: &Containers, store: OwnedFd) -> anyhow::Result<()> {
+        let gone = {
+            let _store = store;
+            // It may have another name by now, which the store's lock alone guards.
+            let name = read(&self.directory).map_or_else(|_| self.config.name.clone(), |now| now.config.name);
+            let gone = hide(&self.directory)?;
+            containers.free_name(&name, &self.config.id);
+            gone
+        };
+        gone.remove()
     }
 }
 
-/// Takes a container's directory away, the state last: what is left of it is found by its state.
+/// A directory that is locked while something is made in it, or it is removed.
+#[derive(Debug)]
+pub(super) struct Hidden {
+    pub(super) path: PathBuf,
+    _lock: OwnedFd,
+}
+
+/// Begins the name of a container's directory that is being removed; the rest is its id.
+pub(super) const REMOVED: &str = ".gone-";
+
+impl Hidden {
+    /// Makes a directory.
+    pub(super) fn make(path: PathBuf) -> anyhow::Result<Self> {
+        let words = || format!("make {}", path.display());
+        fs::DirBuilder::new().mode(0o700).create(&path).with_context(words)?;
+        let lock = lock_directory(&path).with_context(words)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Whether nobody works on the directory at `path`; false, too, when it is not there.
+    pub(super) fn is_left(path: &Path) -> bool {
+        lock_directory(path).is_ok()
+    }
+
+    pub(super) fn remove(self) -> anyhow::Result<()> {
+        remove_tree(&self.path)
+    }
+}
+
+fn lock_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
+    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(directory)
+}
+
+/// Takes a container's directory away: out of sight in one step, so that a killed command leaves a whole container or
+/// none, then from the disk.
 pub(super) fn remove_files(directory: &Path) -> anyhow::Result<()> {
+    hide(directory)?.remove()
+}
+
+fn hide(directory: &Path) -> anyhow::Result<Hidden> {
     for name in ["merged", "lower"] {
         let path = directory.join(name);
         match fs::remove_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // Still mounted: nothing is removed then.
+            // Still mounted: nothing is removed then. (They are made again by a start.)
             result => result.with_context(|| format!("remove mountpoint {}", path.display()))?,
         }
     }
-    remove_tree(directory)
+    let words = || format!("remove {}", directory.display());
+    let lock = lock_directory(directory).with_context(words)?;
+    let mut name = std::ffi::OsString::from(REMOVED);
+    name.push(directory.file_name().unwrap_or_default());
+    let path = directory.with_file_name(name);
+    fs::rename(directory, &path).with_context(words)?;
+    Ok(Hidden { path, _lock: lock })
 }
 
 pub(super) fn save_config(directory: &Path, config: &ContainerConfig) -> anyhow::Result<()> {
@@ -352,7 +436,7 @@ pub(super) fn save_config(directory: &Path, config: &ContainerConfig) -> anyhow:
 
 /// After a monitor was killed, or the machine: ends what is left of its container, and says so in the state. The lock
 /// must be held.
-fn settle(directory: &Path) -> anyhow::Result<()> {
+pub(super) fn settle(directory: &Path) -> anyhow::Result<()> {
     let Ok(mut record) = Record::load(directory) else { return Ok(()) };
     let is_now = record.boot == layerfs_runner::monitor::record::boot();
     let was_running = matches!(record.status, Status::Running | Status::Restarting);
@@ -381,7 +465,8 @@ fn settle(directory: &Path) -> anyhow::Result<()> {
         record.error =
             if is_now { "its monitor was killed" } else { "the machine went down while it ran" }.into();
     }
-    if record.status == Status::Removing {
+    // What nobody syncs, since it was to go at its end, cannot be started again.
+    if record.status == Status::Removing || read(directory).is_ok_and(|container| container.config.remove) {
         record.status = Status::Dead;
     }
     (record.process, record.mount, record.monitor) = (None, None, None);
@@ -397,7 +482,7 @@ fn wait_for_end(process: &OwnedFd, patience: Duration) -> bool {
     !matches!(rustix::event::poll(&mut wanted, Some(&timeout)), Ok(0))
 }
 
-fn lock_file(path: &Path) -> anyhow::Result<OwnedFd> {
+pub(super) fn lock_file(path: &Path) -> anyhow::Result<OwnedFd> {
     let file = open_lock(path)?;
     rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
         .with_context(|| format!("lock {}", path.display()))?;
@@ -424,7 +509,7 @@ pub(super) fn lock_path(directory: &Path) -> PathBuf {
     directory.join(LOCK)
 }
 
-fn is_id(name: &str) -> bool {
+pub(super) fn is_id(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

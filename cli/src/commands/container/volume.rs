@@ -63,11 +63,20 @@ pub(super) fn mount(
     merged: &Path,
     place: impl FnOnce(OwnedFd) -> anyhow::Result<PathBuf>,
 ) -> anyhow::Result<Value> {
-    let MountSpec::Volume { name, target, read_only, no_copy, subpath, .. } = mount else {
+    let MountSpec::Volume { name, target, read_only, no_copy, subpath, anonymous } = mount else {
         bail!("{} is no volume", mount.target())
     };
     let volumes: Volumes = open()?;
-    let volume = volumes.find(name)?;
+    let volume = match volumes.find(name) {
+        // The command that made the container was killed before it made this.
+        Err(layerfs_volume::Error::NoSuchVolume(_)) if *anonymous => volumes.create(&NewVolume {
+            name: Some(name.clone()),
+            created: layerfs_image::time::now(),
+            anonymous: true,
+            ..NewVolume::default()
+        })?,
+        found => found?,
+    };
     if !no_copy && !volume.filled {
         let from = beneath(merged, target.trim_start_matches('/'));
         if let Some(from) = from.with_context(|| format!("look at {target} in the image"))? {

@@ -1,4 +1,4 @@
-//! `layerfs commit`, `layerfs diff` and `layerfs export`.
+//! `layerfs commit` and `layerfs export`.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use layerfs_image::commit::{Base, CommitOptions, commit as make};
-use layerfs_image::layer::{Layer, Stack, changes, pack_merged};
-use layerfs_image::store::{Image, Store};
-use serde_json::json;
+use layerfs_image::layer::pack_merged;
 
+use crate::commands::container::layer::Subject;
 use crate::commands::container::pause;
 use crate::exit::Usage;
-use crate::images::containers::{self, ContainerBase, ContainerFiles};
-use crate::images::{self, listing};
+use crate::images;
 use crate::ui;
 
 /// Make an image of a container
@@ -47,17 +45,6 @@ pub(crate) struct CommitArgs {
     name: Option<String>,
 }
 
-/// Show what a container changed: A for added, C for changed, D for deleted
-#[derive(Debug, Args)]
-pub(crate) struct DiffArgs {
-    /// `json`, `table TEMPLATE` or a Go template
-    #[arg(long, value_name = "FORMAT")]
-    format: Option<String>,
-    /// The container
-    #[arg(value_name = "CONTAINER")]
-    container: String,
-}
-
 /// Write all files of a container to an archive
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
@@ -69,41 +56,15 @@ pub(crate) struct ExportArgs {
     container: String,
 }
 
-fn image_of(store: &Store, container: &ContainerFiles) -> anyhow::Result<Option<Image>> {
-    match &container.base {
-        ContainerBase::Image(id) => {
-            let words = || format!("find the image of container {}", container.id);
-            Ok(Some(images::find(store, id).with_context(words)?))
-        }
-        ContainerBase::Directory(_) => Ok(None),
-    }
-}
-
-/// The container's changes on top of what it is on.
-fn stack_of(store: &Store, container: &ContainerFiles) -> anyhow::Result<Stack> {
-    let mut paths = vec![container.upper.clone()];
-    match (image_of(store, container)?, &container.base) {
-        (Some(image), _) => {
-            images::with_session(store, |session| Ok(store.ensure_layers(session, &image)?))?;
-            paths.extend(image.diff_ids().iter().rev().map(|diff_id| store.layer_tree(diff_id)));
-        }
-        (None, ContainerBase::Directory(rootfs)) => paths.push(rootfs.clone()),
-        (None, ContainerBase::Image(_)) => {}
-    }
-    let open = |path: &PathBuf| Layer::open(path).with_context(|| format!("open {}", path.display()));
-    Ok(Stack::new(paths.iter().map(open).collect::<anyhow::Result<_>>()?))
-}
-
 pub(crate) fn commit(args: CommitArgs) -> anyhow::Result<ExitCode> {
     let name = args.name.as_deref().map(images::parse_tag).transpose()?;
-    let container = containers::find(&args.container)?;
-    let store = images::open_store()?;
-    let image = image_of(&store, &container)?;
+    let subject = Subject::open(&args.container)?;
     // Until the layer is made.
     let _held = if args.pause { pause::hold(&args.container)? } else { None };
-    let base = match (&image, &container.base) {
+    subject.flush()?;
+    let base = match (&subject.image, &subject.container.config.rootfs) {
         (Some(image), _) => Base::Image(image),
-        (None, ContainerBase::Directory(rootfs)) => {
+        (None, Some(rootfs)) => {
             if rootfs == Path::new("/") {
                 return Err(Usage(
                     "a container on / is this whole machine, /proc and all: run it on a directory, or use \
@@ -114,46 +75,25 @@ pub(crate) fn commit(args: CommitArgs) -> anyhow::Result<ExitCode> {
             }
             Base::Directory(rootfs)
         }
-        (None, ContainerBase::Image(id)) => return Err(layerfs_image::Error::NoSuchImage(id.clone()).into()),
+        (None, None) => {
+            let name = subject.container.config.image_name.clone();
+            return Err(layerfs_image::Error::NoSuchImage(name).into());
+        }
     };
     let options = CommitOptions {
         name,
         author: args.author,
         message: args.message,
         changes: args.change,
-        command: container.command.clone(),
+        command: Some(subject.container.record.args.join(" ")).filter(|command| !command.is_empty()),
+        omitted: subject.placeholders()?,
     };
-    images::with_session(&store, |session| {
-        let id = make(&store, session, &container.upper, &base, &options).context("commit the container")?;
+    images::with_session(&subject.store, |session| {
+        let id = make(&subject.store, session, &subject.upper(), &base, &options)
+            .context("commit the container")?;
         ui::print(format!("{id}\n"))?;
         Ok(ExitCode::SUCCESS)
     })
-}
-
-pub(crate) fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
-    let container = containers::find(&args.container)?;
-    let store = images::open_store()?;
-    let stack = stack_of(&store, &container)?;
-    let found = changes(&stack).context("compare the container with what it is on")?;
-    if let Some(format) = &args.format {
-        let rows: Vec<_> = found
-            .iter()
-            .map(|change| {
-                let path = String::from_utf8_lossy(&change.path).into_owned();
-                json!({ "Type": change.kind.letter().to_string(), "Path": path, "Kind": change.kind.number() })
-            })
-            .collect();
-        listing::print(&rows, &[("CHANGE TYPE", "Type"), ("PATH", "Path")], &[], Some(format))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut out = Vec::new();
-    for change in found {
-        out.extend_from_slice(format!("{} ", change.kind.letter()).as_bytes());
-        out.extend_from_slice(&change.path);
-        out.push(b'\n');
-    }
-    ui::print(out)?;
-    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
@@ -163,11 +103,11 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
             Usage("the archive would go to the terminal: name a file with -o, or redirect".into()).into()
         );
     }
-    let container = containers::find(&args.container)?;
-    let store = images::open_store()?;
-    let stack = stack_of(&store, &container)?;
+    let subject = Subject::open(&args.container)?;
+    subject.flush()?;
+    let stack = &subject.stack;
     super::save::to_output(output.as_deref(), |out| {
-        pack_merged(&stack, out, false).context("export the container")?;
+        pack_merged(stack, out, false).context("export the container")?;
         Ok(())
     })?;
     Ok(ExitCode::SUCCESS)

@@ -55,8 +55,15 @@ pub(super) struct Pruned {
 }
 
 impl Pruned {
-    /// In docker's words.
+    /// In docker's words, with the space at the end.
     pub(super) fn tell(&self) -> anyhow::Result<()> {
+        self.tell_what()?;
+        ui::print(format!("Total reclaimed space: {}\n", human::size(self.bytes)))?;
+        Ok(())
+    }
+
+    /// What was removed; answers with the bytes that are free now.
+    pub(super) fn tell_what(&self) -> anyhow::Result<u64> {
         if self.postponed {
             ui::note("the store is in use: what is not needed any more is removed by the next prune or rmi");
         }
@@ -64,8 +71,8 @@ impl Pruned {
             "" => String::new(),
             lines => format!("Deleted Images:\n{lines}\n"),
         };
-        ui::print(format!("{list}Total reclaimed space: {}\n", human::size(self.bytes)))?;
-        Ok(())
+        ui::print(list)?;
+        Ok(self.bytes)
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) struct Found {
     pub(super) name: String,
     /// Its program, while that runs.
     process: Option<ProcessIdentity>,
+    monitor: Option<ProcessIdentity>,
 }
 
 impl Found {
@@ -41,14 +42,18 @@ fn read(id: &str) -> anyhow::Result<Option<Found>> {
     let Some(state) = document("state.json") else { return Ok(None) };
     let config = document("config.json").unwrap_or_default();
     let name = config["name"].as_str().or_else(|| state["name"].as_str()).unwrap_or(id).to_owned();
-    let process = serde_json::from_value(state["process"].clone()).ok();
-    Ok(Some(Found { id: id.to_owned(), name, process }))
+    let process = |key: &str| serde_json::from_value(state[key].clone()).ok();
+    let (process, monitor) = (process("process"), process("monitor"));
+    Ok(Some(Found { id: id.to_owned(), name, process, monitor }))
 }
 
-/// Whether a container, by its id, runs.
+/// Whether a container, by its id, runs, or is being started or ended: its monitor lives. One that is being started has
+/// its addresses before its program is written down.
 pub(super) fn runs(id: &str) -> bool {
     let found = read(id).ok().flatten();
-    found.and_then(|found| found.process).is_some_and(ProcessIdentity::is_alive)
+    found.is_some_and(|found| {
+        [found.process, found.monitor].into_iter().flatten().any(ProcessIdentity::is_alive)
+    })
 }
 
 /// The container with this name, id, or beginning of an id.

@@ -23,10 +23,20 @@ pub(crate) struct PruneArgs {
 }
 
 pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
-    let filters = Filters::parse(&args.filter, &["until", "label", "label!"])?;
+    Filters::parse(&args.filter, FILTERS)?;
     if !args.force && !confirmed("all custom networks not used by at least one container")? {
         return Ok(ExitCode::SUCCESS);
     }
+    let removed = remove_unused(&args.filter)?;
+    if !removed.is_empty() {
+        ui::print(format!("Deleted Networks:\n{}\n\n", removed.join("\n")))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the networks that no container is in and that the filters admit; answers with their names.
+pub(crate) fn remove_unused(filters: &[String]) -> anyhow::Result<Vec<String>> {
+    let filters = Filters::parse(filters, FILTERS)?;
     let networks = open()?;
     // What killed containers hold is not in use.
     networks.check(true, &containers::runs).map_err(told)?;
@@ -42,8 +52,8 @@ pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
             Err(error) => return Err(told(error)),
         }
     }
-    if !removed.is_empty() {
-        ui::print(format!("Deleted Networks:\n{}\n\n", removed.join("\n")))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(removed)
 }
+
+/// Filters that there are.
+const FILTERS: &[&str] = &["until", "label", "label!"];

@@ -105,6 +105,8 @@ fn config(request: &Request, lower: PathBuf, upper: PathBuf, directory: &Contain
     config.flags.source = format!("layerfs:{}", store::short(directory.id()));
     // Nobody will ask for what a crash leaves of it.
     config.volatile = request.remove;
+    // Its changes may be applied to the root filesystem later.
+    config.record_lower = true;
     config
 }
 

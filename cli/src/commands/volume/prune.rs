@@ -28,7 +28,7 @@ pub(crate) struct PruneArgs {
 }
 
 pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
-    let filters = Filters::parse(&args.filter, &["label", "label!", "all"])?;
+    let filters = Filters::parse(&args.filter, FILTERS)?;
     let all = args.all || filters.flag("all")? == Some(true);
     let what = if all {
         "all local volumes not used by at least one container"
@@ -38,6 +38,19 @@ pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
     if !args.force && !confirmed(what)? {
         return Ok(ExitCode::SUCCESS);
     }
+    let (removed, bytes) = remove_unused(&args.filter, all)?;
+    let mut text = String::new();
+    if !removed.is_empty() {
+        text = format!("Deleted Volumes:\n{}\n\n", removed.join("\n"));
+    }
+    ui::print(format!("{text}Total reclaimed space: {}\n", human::size(bytes)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the volumes that no container has and that the filters admit: anonymous ones, or with `all` any. Answers with
+/// their names, and the bytes that they took.
+pub(crate) fn remove_unused(filters: &[String], all: bool) -> anyhow::Result<(Vec<String>, u64)> {
+    let filters = Filters::parse(filters, FILTERS)?;
     let volumes = super::open()?;
     volumes.collect()?;
     let (mut removed, mut bytes) = (Vec::new(), 0);
@@ -57,10 +70,8 @@ pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
             Err(error) => return Err(error.into()),
         }
     }
-    let mut text = String::new();
-    if !removed.is_empty() {
-        text = format!("Deleted Volumes:\n{}\n\n", removed.join("\n"));
-    }
-    ui::print(format!("{text}Total reclaimed space: {}\n", human::size(bytes)))?;
-    Ok(ExitCode::SUCCESS)
+    Ok((removed, bytes))
 }
+
+/// Filters that there are.
+const FILTERS: &[&str] = &["label", "label!", "all"];

@@ -11,6 +11,9 @@ pub(crate) fn of(name: &str) -> Vec<String> {
     let Ok(root) = store_root() else { return Vec::new() };
     let Ok(entries) = fs::read_dir(root.join("containers")) else { return Vec::new() };
     let uses = |id: &String| {
+        if id.starts_with(".gone-") {
+            return false;
+        }
         let text = fs::read(root.join("containers").join(id).join("config.json")).ok();
         let document: Option<Value> = text.and_then(|text| serde_json::from_slice(&text).ok());
         document.is_some_and(|document| has(&document, name))

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::super::body::{self, Own};
 use super::super::config::MountSpec;
 use super::super::store::{Container, Containers, Locked};
+use super::super::volume;
 use crate::commands::run::store_root;
 use crate::logging::LogOptions;
 
@@ -236,15 +237,15 @@ fn unmount(own: &Own) -> anyhow::Result<()> {
 
 /// Binds a volume, or a path of the machine, where the container has it.
 fn bind(root: &OwnedFd, mount: &MountSpec) -> anyhow::Result<()> {
-    let source: PathBuf = match mount {
-        MountSpec::Bind { source, .. } => source.clone(),
+    let source = match mount {
+        MountSpec::Bind { source, .. } => volume::part_of(source, "")?,
         MountSpec::Volume { name, subpath, .. } => {
             let volumes = crate::commands::volume::open()?;
-            let volume = volumes.find(name)?;
+            let found = volumes.find(name)?;
             // As at a start: what the image has there is the volume's content now.
-            match volume.backing() {
-                Backing::Directory(path) => path.join(subpath),
-                Backing::Bind { device, .. } => device.join(subpath),
+            match found.backing() {
+                Backing::Directory(path) => volume::part_of(&path, subpath)?,
+                Backing::Bind { device, .. } => volume::part_of(&device, subpath)?,
                 Backing::Filesystem { .. } => return Ok(()),
             }
         }
@@ -257,7 +258,7 @@ fn bind(root: &OwnedFd, mount: &MountSpec) -> anyhow::Result<()> {
         match rustix::fs::openat2(root, target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
             Ok(place) => place,
             Err(Errno::NOENT) => {
-                if !source.is_dir() {
+                if FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode) != FileType::Directory {
                     return Ok(());
                 }
                 make_directories(root, Path::new(target))?
@@ -265,7 +266,8 @@ fn bind(root: &OwnedFd, mount: &MountSpec) -> anyhow::Result<()> {
             Err(error) => return Err(error.into()),
         };
     let to = format!("/proc/self/fd/{}", place.as_raw_fd());
-    rustix::mount::mount_bind_recursive(&source, to.as_str())?;
+    let from = format!("/proc/self/fd/{}", source.as_raw_fd());
+    rustix::mount::mount_bind_recursive(from.as_str(), to.as_str())?;
     Ok(())
 }
 

@@ -57,9 +57,12 @@ pub(super) fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
         })
     };
     let running = all.iter().filter(|container| container.running).count();
+    let snapshots: Vec<_> = all.iter().flat_map(|container| &container.snapshots).collect();
+    let kept: u64 = snapshots.iter().map(|path| disk_usage(path)).sum();
     let rows = [
         row("Images", found.len(), used.len(), total, reclaimable),
         row("Containers", all.len(), running, written, freed),
+        row("Snapshots", snapshots.len(), 0, kept, kept),
     ];
     let columns = [
         ("TYPE", "Type"),

@@ -5,15 +5,22 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::super::prune as images_prune;
-use crate::images;
+use crate::commands::{container, network, volume};
+use crate::exit::Usage;
+use crate::images::{self, human};
 use crate::ui;
 
-/// Remove what is not used: images without a name, and with --all those that no container uses
+/// Remove what is not used: stopped containers, networks, images without a name
+///
+/// With --all also images that no container uses, with --volumes also anonymous volumes.
 #[derive(Debug, Args)]
 pub(super) struct SystemPruneArgs {
     /// Remove all images that no container uses, not just those without a name
     #[arg(short, long)]
     all: bool,
+    /// Also remove anonymous volumes
+    #[arg(long)]
+    volumes: bool,
     /// Do not ask
     #[arg(short, long)]
     force: bool,
@@ -23,16 +30,48 @@ pub(super) struct SystemPruneArgs {
 }
 
 pub(super) fn prune(args: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
-    let what = match args.all {
+    if args.volumes && args.filter.iter().any(|filter| filter.starts_with("until=")) {
+        return Err(Usage("the \"until\" filter is not supported with \"--volumes\"".into()).into());
+    }
+    // What makes no sense is said before anything is removed.
+    container::prune::validate(&args.filter)?;
+    let mut what =
+        String::from("  - all stopped containers\n  - all networks not used by at least one container\n");
+    if args.volumes {
+        what.push_str("  - all anonymous volumes not used by at least one container\n");
+    }
+    what.push_str(match args.all {
         true => "  - all images without at least one container associated to them\n",
         false => "  - all dangling images\n",
-    };
-    if !args.force && !ui::prompt::confirm(&format!("WARNING! This will remove:\n{what}"))? {
+    });
+    if !args.filter.is_empty() {
+        what.push_str(&format!(
+            "\n  Items to be pruned will be filtered with:\n  - {}\n",
+            args.filter.join("\n  - ")
+        ));
+    }
+    if !args.force && !ui::prompt::confirm(&format!("WARNING! This will remove:\n{what}\n"))? {
         return Ok(ExitCode::SUCCESS);
     }
-    // Stopped containers come first, so that their images become free: here, once they have a command of their own.
+    // Containers come first: what they used becomes free.
+    let containers = container::prune::remove_stopped(&args.filter)?;
+    let mut bytes = containers.bytes;
+    let listed = |title: &str, names: &[String]| match names {
+        [] => String::new(),
+        names => format!("Deleted {title}:\n{}\n\n", names.join("\n")),
+    };
+    ui::print(listed("Containers", &containers.removed))?;
+    if rustix::process::geteuid().is_root() {
+        ui::print(listed("Networks", &network::remove_unused(&args.filter)?))?;
+    }
+    if args.volumes {
+        let (volumes, freed) = volume::remove_unused(&args.filter, false)?;
+        bytes += freed;
+        ui::print(listed("Volumes", &volumes))?;
+    }
     let store = images::open_store()?;
     let pruned = images_prune::remove_unused(&store, args.all, &args.filter)?;
-    pruned.tell()?;
-    Ok(ExitCode::SUCCESS)
+    bytes += pruned.tell_what()?;
+    ui::print(format!("Total reclaimed space: {}\n", human::size(bytes)))?;
+    Ok(if containers.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
