@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Update(commands::container::update::UpdateArgs),
     Monitor(commands::container::monitor::MonitorArgs),
     Oci(Box<commands::oci::OciArgs>),
+    Build(Box<commands::build::BuildArgs>),
+    Builder(commands::builder::BuilderArgs),
     Commit(commands::image::commit::CommitArgs),
     Diff(commands::container::layer::diff::DiffArgs),
     Apply(commands::container::layer::apply::ApplyArgs),

@@ -1,5 +1,7 @@
 //! One file per command: an `Args` struct whose doc comment is its help, and one function.
 
+pub(crate) mod build;
+pub(crate) mod builder;
 pub(crate) mod completion;
 pub(crate) mod container;
 pub(crate) mod events;

@@ -70,6 +70,8 @@ fn main() -> ExitCode {
         Command::Update(args) => finish(container::update::update(args), exit::FAILURE),
         Command::Monitor(args) => finish(container::monitor::monitor(args), exit::FAILURE),
         Command::Oci(args) => commands::oci::oci(*args),
+        Command::Build(args) => finish(commands::build::build(*args), exit::FAILURE),
+        Command::Builder(args) => finish(commands::builder::builder(args), exit::FAILURE),
         Command::Commit(args) => finish(commands::image::commit::commit(args), exit::FAILURE),
         Command::Apply(args) => finish(commands::container::layer::apply::apply(args), exit::FAILURE),
         Command::Discard(args) => finish(commands::container::layer::discard::discard(args), exit::FAILURE),

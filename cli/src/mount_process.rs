@@ -68,6 +68,25 @@ pub(crate) fn spawn_holding(
     held: &[BorrowedFd<'_>],
     announce: Option<&Path>,
 ) -> anyhow::Result<MountProcess> {
+    spawn_as(config, target, log, held, announce, None)
+}
+
+/// As [`spawn`]; the new process unmounts and leaves when this one ends, however that happens.
+///
+/// # Errors
+/// As [`spawn`].
+pub(crate) fn spawn_bound(config: &Config, target: &Path, log: &LogOptions) -> anyhow::Result<MountProcess> {
+    spawn_as(config, target, log, &[], None, Some(rustix::process::getpid()))
+}
+
+fn spawn_as(
+    config: &Config,
+    target: &Path,
+    log: &LogOptions,
+    held: &[BorrowedFd<'_>],
+    announce: Option<&Path>,
+    bound_to: Option<Pid>,
+) -> anyhow::Result<MountProcess> {
     let config = absolute_config(config)?;
     let target = absolute_target(target)?;
     let log = LogOptions { file: log.file.as_deref().map(absolute).transpose()?, ..log.clone() };
@@ -76,6 +95,13 @@ pub(crate) fn spawn_holding(
     let child = match sys::fork().context("start the mount process")? {
         Fork::Child => {
             drop(reader);
+            if let Some(parent) = bound_to {
+                // One that ended before this call sends nothing.
+                let is_bound = rustix::process::set_parent_process_death_signal(Some(Signal::TERM)).is_ok();
+                if !is_bound || rustix::process::getppid() != Some(parent) {
+                    std::process::exit(i32::from(crate::exit::MOUNT));
+                }
+            }
             std::process::exit(in_child(&config, &target, &log, File::from(writer), held, announce));
         }
         Fork::Parent(pid) => pid,

@@ -61,6 +61,11 @@ pub(crate) fn note(text: impl std::fmt::Display) {
     tell(format_args!("layerfs: {text}"));
 }
 
+/// Writes a line of a report on work that goes on.
+pub(crate) fn line(text: impl std::fmt::Display) {
+    tell(format_args!("{text}"));
+}
+
 /// Tells of a failure: the chain of causes on one line, then the hint where one is known.
 pub(crate) fn error(error: &anyhow::Error) {
     tell(format_args!("layerfs: {}", chain(error)));

@@ -18,12 +18,14 @@ mod tree;
 mod tree_copy;
 mod unpack;
 
+pub(crate) use remove::list as list_directory;
+
 pub use changes::{Change, ChangeKind, changes, visible};
 pub use disk::Marks;
 pub use forget::{drop_applied, forget};
 pub use index::{IndexFailure, IndexedObject, LayerIndexBuilder, LayerIndexer, ObjectStat, WithoutIndex};
 pub use merged::{Layer, MergedDirectory, MergedObject, Stack};
-pub use pack::{PackError, pack_changes, pack_merged};
+pub use pack::{PackError, is_plain_root, pack_changes, pack_merged, pack_step};
 pub use patch::write_patch;
 pub use remove::remove_tree;
 pub use tree_copy::{TreeCopied, TreeCopy};

@@ -24,6 +24,7 @@ mod tls;
 mod transport;
 mod upload;
 mod url;
+mod web;
 
 pub use blob::BlobReader;
 pub use client::{Client, ClientOptions, Repository};
@@ -38,3 +39,4 @@ pub use retry::RetryPolicy;
 pub use search::{MAX_SEARCH_LIMIT, SearchFilter, SearchResult};
 pub use transport::Timeouts;
 pub use upload::{BlobSource, Uploaded};
+pub use web::{WebFile, get_file};

@@ -4,6 +4,7 @@
 //! STORE/oci-layout, index.json      the layout; index.json has one descriptor for each name
 //! STORE/blobs/sha256/HEX            manifests, configs, layers as they came
 //! STORE/layers/sha256/HEX/          a layer by its diff-id: tree/, tree.layerfs-index, layer.json
+//! STORE/steps/HEX.json              a step of a build by its key, whose layer it keeps
 //! STORE/tmp/NAME/                   work of one process, which holds a lock on it
 //! STORE/lock                        shared: somebody adds or reads; exclusive: unused content is removed
 //! STORE/index.lock                  exclusive: index.json is replaced
@@ -22,6 +23,7 @@ mod ingest;
 mod layers;
 mod lock;
 mod names;
+mod steps;
 
 pub use check::{CheckReport, Problem};
 pub use collect::Collected;
@@ -31,6 +33,7 @@ pub use ingest::{IngestedLayer, LayerInput, StagedBlob, StagedLayer};
 pub use layers::{LayerHold, LayerRecord};
 pub use lock::UseLock;
 pub use names::NamedImage;
+pub use steps::{KeptStep, StagedStep, StepRecord};
 
 use std::fs;
 use std::io;

@@ -33,6 +33,7 @@ mod session;
 mod spec;
 pub(crate) mod start;
 pub(crate) mod stats;
+pub(crate) mod step;
 pub(crate) mod stop;
 pub(crate) mod store;
 pub(crate) mod top;
@@ -44,7 +45,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use create::values as create_values;
+pub(crate) use create::values as create_values;
 
 use crate::ui;
 

@@ -156,8 +156,10 @@ pub(crate) fn pull_for_run(
     let client = RegistryArgs::default().client()?;
     images::with_session(store, |session| {
         let bars = Bars::new(false, "Downloading");
+        // Where there is no terminal the bars are lines among the results of the command.
+        let progress: &dyn Progress = if ui::width().is_some() { &bars } else { &Silent };
         let host = Platform::host();
-        let pulled = transfer::pull(store, session, &client, &reference, platform.unwrap_or(&host), &bars)
+        let pulled = transfer::pull(store, session, &client, &reference, platform.unwrap_or(&host), progress)
             .map_err(explained)?;
         bars.finish();
         crate::events::image("pull", &reference.familiar(), &reference.familiar());

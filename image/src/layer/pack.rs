@@ -78,6 +78,27 @@ pub fn pack_changes<W: Write>(stack: &Stack, out: W) -> Result<W, PackError> {
     packer.finish()
 }
 
+/// As [`pack_changes`], with an entry for the root only where its attributes are not those that a layer without one gets:
+/// what changes nothing is an empty archive, as docker has it.
+///
+/// # Errors
+/// Whatever [`PackError`] tells.
+pub fn pack_step<W: Write>(stack: &Stack, out: W) -> Result<W, PackError> {
+    let mut packer = Packer::new(stack, out);
+    let root = stack.root().map_err(|source| read("open", b"", source))?;
+    let own = stack.root_entry().map_err(|source| read("look at", b"", source))?;
+    if own.is_some_and(|own| !is_plain_root(&own)) {
+        packer.root()?;
+    }
+    packer.changes(&root, b"")?;
+    packer.finish()
+}
+
+/// Whether a root directory looks like one about which a layer says nothing.
+pub fn is_plain_root(entry: &Entry) -> bool {
+    (entry.mode, entry.uid, entry.gid) == (0o755, 0, 0) && entry.xattrs.is_empty()
+}
+
 struct Packer<'a, W: Write> {
     stack: &'a Stack,
     writer: TarWriter<BufWriter<W>>,

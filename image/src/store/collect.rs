@@ -72,11 +72,15 @@ impl Store {
         Ok(collected)
     }
 
-    /// Everything that index.json leads to.
+    /// Everything that index.json, or a step of a build, leads to.
     pub(super) fn reached(&self) -> Result<Reached, Error> {
         let mut reached = Reached::default();
         for named in self.named()? {
             self.reach(&named.manifest, &mut reached, 0)?;
+        }
+        for (layer, blob) in self.kept_by_steps()? {
+            reached.layers.insert(layer);
+            reached.blobs.insert(blob);
         }
         Ok(reached)
     }

@@ -35,6 +35,18 @@ impl Image {
         &self.config.rootfs.diff_ids
     }
 
+    /// Its layers for a mount, the topmost first, each once: below itself a layer shows nothing that it does not show
+    /// above. (Steps that change nothing all have the same layer.)
+    pub fn mounted_layers(&self) -> Vec<DiffId> {
+        let mut layers: Vec<DiffId> = Vec::with_capacity(self.diff_ids().len());
+        for diff_id in self.diff_ids().iter().rev() {
+            if !layers.contains(diff_id) {
+                layers.push(*diff_id);
+            }
+        }
+        layers
+    }
+
     /// The chain-id of all its layers; `None` without layers.
     pub fn chain_id(&self) -> Option<ChainId> {
         ChainId::chain(self.diff_ids()).last().copied()

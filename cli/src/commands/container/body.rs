@@ -305,7 +305,7 @@ impl Own {
 fn image_lowers(id: &str, name: &str) -> anyhow::Result<(Vec<LowerSpec>, Vec<LayerHold>)> {
     let store = images::open_store()?;
     let image = images::find(&store, id)?;
-    let hold = || image.diff_ids().iter().rev().map(|diff_id| store.hold_layer(diff_id)).collect();
+    let hold = || image.mounted_layers().iter().map(|diff_id| store.hold_layer(diff_id)).collect();
     let holds: Result<Vec<LayerHold>, _> = hold();
     let holds = match holds {
         Ok(holds) => holds,

@@ -1,7 +1,7 @@
 //! `layerfs create`: options and image as a container on disk.
 
 mod health;
-pub(super) mod values;
+pub(crate) mod values;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -133,7 +133,12 @@ fn refuse(options: &CreateOptions) -> anyhow::Result<()> {
     }
 }
 
-fn image_of(store: &Store, name: &str, pull: &str, platform: Option<&str>) -> anyhow::Result<Image> {
+pub(crate) fn image_of(
+    store: &Store,
+    name: &str,
+    pull: &str,
+    platform: Option<&str>,
+) -> anyhow::Result<Image> {
     let platform = platform.map(platform_of).transpose()?;
     let fits = |image: &Image| {
         let config = &image.config;
@@ -173,7 +178,7 @@ fn image_of(store: &Store, name: &str, pull: &str, platform: Option<&str>) -> an
     }
 }
 
-fn fill(
+pub(super) fn fill(
     config: &mut ContainerConfig,
     options: &CreateOptions,
     image: Option<&Image>,

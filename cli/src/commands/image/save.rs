@@ -87,7 +87,7 @@ pub(crate) fn save(args: SaveArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Writes to standard output, or to a file that is there only when all went well.
-pub(super) fn to_output(
+pub(crate) fn to_output(
     output: Option<&Path>,
     write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {

@@ -29,7 +29,8 @@ pub(super) fn mount(
     let (image, holds) = images::with_session(&store, |session| {
         let image = images::find(&store, name)?;
         store.ensure_layers(session, &image)?;
-        let holds = image.diff_ids().iter().rev().map(|diff_id| store.hold_layer(diff_id));
+        let layers = image.mounted_layers();
+        let holds = layers.iter().map(|diff_id| store.hold_layer(diff_id));
         Ok((image.clone(), holds.collect::<Result<Vec<_>, _>>()?))
     })?;
     if holds.is_empty() {

@@ -1,0 +1,70 @@
+//! `layerfs build`: images from Dockerfiles. The language and what copying takes is `layerfs-build`'s; here are options,
+//! the execution of steps, what is printed and where the result goes.
+
+pub(crate) mod cache_mount;
+mod copy;
+mod executor;
+mod input;
+mod options;
+mod output;
+mod progress;
+mod remote;
+mod run;
+pub(crate) mod step;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use layerfs_build::error;
+use layerfs_runner::attach::Signals;
+
+pub(crate) use self::options::BuildArgs;
+use crate::exit::Hinted;
+use crate::{images, ui};
+
+/// Where builds keep what is no image: relative to the store's root.
+pub(crate) const DIRECTORY: &str = "build";
+
+/// An error that is shown with its place in the Dockerfile, in many lines.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Shown(String);
+
+/// A message that has its place, and a hint where there is one.
+fn shown(message: String, hint: Option<String>) -> anyhow::Error {
+    let error = anyhow::Error::from(Shown(message.clone()));
+    match hint {
+        // The same words are told once.
+        Some(hint) => error.context(Hinted { message, hint }),
+        None => error,
+    }
+}
+
+/// An error of the language with its lines.
+pub(super) fn explained(error: &layerfs_build::LanguageError, file: &str, text: &str) -> anyhow::Error {
+    shown(error.shown(file, text), error.hint.clone())
+}
+
+/// A failed step with the lines of its instruction.
+pub(super) fn at_step(cause: &anyhow::Error, file: &str, text: &str, lines: (usize, usize)) -> anyhow::Error {
+    let message = error::shown(file, text, lines, None, &ui::chain(cause));
+    shown(message, cause.downcast_ref::<Hinted>().map(|hinted| hinted.hint.clone()))
+}
+
+pub(crate) fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
+    let request = options::Request::new(args)?;
+    let store = images::open_store()?;
+    let signals = Signals::take().context("take signals over")?;
+    let root = crate::commands::run::store_root()?.join(DIRECTORY);
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .create(&root)
+        .with_context(|| format!("make {}", root.display()))?;
+    super::container::step::sweep(&root.join("steps"))?;
+    let session = store.session().context("begin work in the image store")?;
+    let input = input::Input::open(&request, &session)?;
+    let progress = progress::Progress::new(request.progress);
+    let finished = executor::execute(&request, &input, &store, &session, &progress, &signals, &root)?;
+    output::deliver(&request, &store, &session, finished, &progress)?;
+    Ok(ExitCode::SUCCESS)
+}

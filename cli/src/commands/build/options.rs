@@ -1,0 +1,533 @@
+//! Options of `build`, and what they mean.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use layerfs_image::reference::Reference;
+use layerfs_image::registry::Platform;
+
+use crate::commands::container::options::CreateOptions;
+use crate::exit::Usage;
+use crate::images;
+
+/// Build an image from a Dockerfile
+///
+/// Every step's result is kept and found again as long as nothing that it depends on has changed: the instruction, the
+/// layers below, build arguments, and content and attributes of what is copied.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples
+  layerfs build -t app:1 .
+  layerfs build -t app:1 -f docker/Dockerfile --target test --build-arg VERSION=3 .
+  layerfs build --secret id=token,src=token.txt --output type=local,dest=out .
+  SOURCE_DATE_EPOCH=1700000000 layerfs build -t app:1 .       the same digest every time
+  tar c . | layerfs build -t app:1 -
+  layerfs build - < Dockerfile                                without a context
+
+The context is a directory, `-` for a tar archive or a Dockerfile on standard input, or the http(s) URL of either.
+What .dockerignore (or DOCKERFILE.dockerignore) names is not in it. docs/build.md has the language.")]
+pub(crate) struct BuildArgs {
+    /// Name for the image; repeat for more
+    #[arg(short, long, value_name = "NAME[:TAG]")]
+    tag: Vec<String>,
+    /// The Dockerfile, `-` for standard input [default: CONTEXT/Dockerfile, else CONTEXT/Containerfile]
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Value of a build argument; without a value that of the environment
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    build_arg: Vec<String>,
+    /// A further context for FROM and --from: a directory, or docker-image://NAME
+    #[arg(long, value_name = "NAME=CONTEXT")]
+    build_context: Vec<String>,
+    /// Build up to this stage, by name or number
+    #[arg(long, value_name = "STAGE")]
+    target: Option<String>,
+    /// Carry every step out again
+    #[arg(long)]
+    no_cache: bool,
+    /// Carry the steps of these stages out again
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    no_cache_filter: Vec<String>,
+    /// Ask the registry for newer base images
+    #[arg(long)]
+    pull: bool,
+    /// Label of the image
+    #[arg(long, value_name = "NAME=VALUE")]
+    label: Vec<String>,
+    /// A secret for RUN --mount=type=secret: id=ID[,src=FILE|env=VARIABLE]
+    #[arg(long, value_name = "SECRET")]
+    secret: Vec<String>,
+    /// An SSH agent for RUN --mount=type=ssh: default or ID[=SOCKET]
+    #[arg(long, value_name = "AGENT")]
+    ssh: Vec<String>,
+    /// A further line of /etc/hosts for steps: NAME:ADDRESS
+    #[arg(long, value_name = "HOST")]
+    add_host: Vec<String>,
+    /// Network of steps: none, host, or one of `layerfs network` [default: that of `run`]
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<String>,
+    /// Platform of the image, if not this machine's
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<String>,
+    /// How it is told what happens
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = ProgressArg::Auto)]
+    progress: ProgressArg,
+    /// Print the image's id and nothing else
+    #[arg(short, long)]
+    quiet: bool,
+    /// Write the image's id to FILE
+    #[arg(long, value_name = "FILE")]
+    iidfile: Option<PathBuf>,
+    /// Write what was built elsewhere than to the store: DIRECTORY, or type=local|tar|oci|docker,dest=PATH (- for stdout)
+    #[arg(short, long, value_name = "OUTPUT")]
+    output: Option<String>,
+    /// One layer for all that is new
+    #[arg(long)]
+    squash: bool,
+    /// Take steps from here too: a registry's IMAGE, or type=registry,ref=IMAGE or type=local,src=DIRECTORY
+    #[arg(long, value_name = "CACHE")]
+    cache_from: Vec<String>,
+    /// Keep steps here too: type=local,dest=DIRECTORY or type=registry,ref=IMAGE
+    #[arg(long, value_name = "CACHE")]
+    cache_to: Vec<String>,
+    /// Write digests and names to FILE, as JSON
+    #[arg(long, value_name = "FILE")]
+    metadata_file: Option<PathBuf>,
+    /// Time of the image and latest time of its files, in seconds since 1970 [default: SOURCE_DATE_EPOCH]
+    #[arg(long, value_name = "SECONDS")]
+    timestamp: Option<i64>,
+    /// Allow steps what --security=insecure and --network=host ask for
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    allow: Vec<String>,
+    /// Most memory of a step: a number with b, k, m or g
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Most memory and swap of a step; -1 without limit
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    memory_swap: Option<String>,
+    /// Weight of a step among others
+    #[arg(short, long, value_name = "NUMBER")]
+    cpu_shares: Option<u64>,
+    /// Microseconds of a period
+    #[arg(long, value_name = "NUMBER")]
+    cpu_period: Option<u64>,
+    /// Microseconds of CPU time in a period
+    #[arg(long, value_name = "NUMBER")]
+    cpu_quota: Option<i64>,
+    /// CPUs that may be used
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<String>,
+    /// Memory nodes that may be used
+    #[arg(long, value_name = "LIST")]
+    cpuset_mems: Option<String>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "SIZE")]
+    shm_size: Option<String>,
+    /// Limit of processes: NAME=SOFT[:HARD]
+    #[arg(long, value_name = "LIMIT")]
+    ulimit: Vec<String>,
+    /// Cgroup above that of a step
+    #[arg(long, value_name = "PATH")]
+    cgroup_parent: Option<String>,
+    /// Accepted for docker's sake: images are always loaded into the store
+    #[arg(long, hide = true)]
+    load: bool,
+    /// Accepted for docker's sake: nothing intermediate is left
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    rm: Option<bool>,
+    /// The context
+    #[arg(value_name = "CONTEXT")]
+    context: Option<String>,
+}
+
+/// `--progress`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProgressArg {
+    /// tty on a terminal, else plain
+    Auto,
+    /// Every line of every step
+    Plain,
+    /// Steps with the last lines of those that run
+    Tty,
+    /// JSON, a line for each event
+    Rawjson,
+    /// Nothing
+    Quiet,
+}
+
+/// Where a context is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ContextSource {
+    Directory(PathBuf),
+    Stdin,
+    Url(String),
+    Image(String),
+}
+
+/// Where the result goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Output {
+    Store,
+    Local(PathBuf),
+    Tar(PathBuf),
+    Archive {
+        oci: bool,
+        path: PathBuf,
+    },
+    /// Nowhere: only the steps count.
+    CacheOnly,
+    Registry,
+}
+
+/// Where a secret comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum SecretSource {
+    File(PathBuf),
+    Variable(String),
+}
+
+/// Steps from elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum CacheSource {
+    Local(PathBuf),
+    Registry(String),
+}
+
+/// What was asked for, in values that make sense.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) tags: Vec<Reference>,
+    pub(super) file: Option<PathBuf>,
+    pub(super) context: ContextSource,
+    pub(super) contexts: BTreeMap<String, ContextSource>,
+    pub(super) arguments: BTreeMap<String, String>,
+    pub(super) target: Option<String>,
+    pub(super) no_cache: bool,
+    pub(super) no_cache_filter: BTreeSet<String>,
+    pub(super) pull: bool,
+    pub(super) labels: Vec<(String, String)>,
+    pub(super) secrets: BTreeMap<String, SecretSource>,
+    pub(super) ssh: BTreeMap<String, PathBuf>,
+    pub(super) platform: Platform,
+    pub(super) has_platform: bool,
+    pub(super) progress: ProgressArg,
+    pub(super) iidfile: Option<PathBuf>,
+    pub(super) output: Output,
+    pub(super) squash: bool,
+    pub(super) cache_from: Vec<CacheSource>,
+    pub(super) cache_to: Vec<CacheSource>,
+    pub(super) metadata_file: Option<PathBuf>,
+    pub(super) timestamp: Option<i64>,
+    pub(super) allow_insecure: bool,
+    /// As `run` would have them: network, hosts, limits.
+    pub(super) options: CreateOptions,
+}
+
+fn wrong(words: impl Into<String>) -> anyhow::Error {
+    Usage(words.into()).into()
+}
+
+/// `key=value,key=value`
+fn fields(option: &str, text: &str) -> anyhow::Result<Vec<(String, String)>> {
+    text.split(',')
+        .map(|field| match field.split_once('=') {
+            Some((name, value)) => Ok((name.trim().to_lowercase(), value.to_owned())),
+            None => Err(wrong(format!("{option} {text:?}: {field:?} is not of the form NAME=VALUE"))),
+        })
+        .collect()
+}
+
+impl Request {
+    pub(super) fn new(args: BuildArgs) -> anyhow::Result<Self> {
+        let tags = args.tag.iter().map(|name| images::parse_tag(name).map(Reference::or_latest));
+        let tags = tags.collect::<anyhow::Result<Vec<_>>>()?;
+        let Some(context) = args.context.as_deref() else {
+            return Err(wrong("'layerfs build' needs a context: a directory (often .), - or a URL"));
+        };
+        let context = context_source(context)?;
+        if context == ContextSource::Stdin && args.file.as_deref() == Some("-".as_ref()) {
+            return Err(wrong("the Dockerfile and the context cannot both come from standard input"));
+        }
+        let contexts =
+            args.build_context.iter().map(|text| named_context(text)).collect::<anyhow::Result<_>>()?;
+        let mut arguments = BTreeMap::new();
+        for text in &args.build_arg {
+            match text.split_once('=') {
+                Some(("", _)) => return Err(wrong(format!("--build-arg {text:?}: it has no name"))),
+                Some((name, value)) => drop(arguments.insert(name.to_owned(), value.to_owned())),
+                None => {
+                    if let Ok(value) = std::env::var(text) {
+                        arguments.insert(text.clone(), value);
+                    }
+                }
+            }
+        }
+        let label = |text: &String| match text.split_once('=') {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => (text.clone(), String::new()),
+        };
+        let platform = match &args.platform {
+            None => Platform::host(),
+            Some(text) if text.contains(',') => {
+                return Err(wrong(format!("--platform {text}: one platform at a time can be built")));
+            }
+            Some(text) => {
+                text.parse().map_err(|error: layerfs_image::registry::platform::PlatformError| {
+                    wrong(error.to_string())
+                })?
+            }
+        };
+        let epoch = match arguments
+            .get("SOURCE_DATE_EPOCH")
+            .cloned()
+            .or_else(|| std::env::var("SOURCE_DATE_EPOCH").ok())
+        {
+            Some(text) if !text.is_empty() => {
+                Some(text.parse::<i64>().ok().filter(|time| *time >= 0).ok_or_else(|| {
+                    wrong(format!("SOURCE_DATE_EPOCH {text:?}: seconds since 1970, a number"))
+                })?)
+            }
+            _ => None,
+        };
+        for what in &args.allow {
+            if !matches!(what.as_str(), "security.insecure" | "network.host") {
+                return Err(wrong(format!("--allow {what:?}: there are security.insecure and network.host")));
+            }
+        }
+        if args.squash && args.output.as_deref().is_some_and(|text| text.contains("type=cacheonly")) {
+            return Err(wrong("--squash without an image makes no sense"));
+        }
+        let output = args.output.as_deref().map(parse_output).transpose()?.unwrap_or(Output::Store);
+        if output == Output::Registry && tags.is_empty() {
+            return Err(wrong("an image that is pushed needs a name: add -t"));
+        }
+        Ok(Self {
+            output,
+            context,
+            contexts,
+            file: args.file,
+            target: args.target.filter(|target| !target.is_empty()),
+            no_cache: args.no_cache,
+            no_cache_filter: args.no_cache_filter.into_iter().map(|stage| stage.to_lowercase()).collect(),
+            pull: args.pull,
+            labels: args.label.iter().map(label).collect(),
+            secrets: args.secret.iter().map(|text| secret(text)).collect::<anyhow::Result<_>>()?,
+            ssh: args.ssh.iter().map(|text| agent(text)).collect::<anyhow::Result<_>>()?,
+            has_platform: args.platform.is_some(),
+            platform,
+            progress: if args.quiet { ProgressArg::Quiet } else { args.progress },
+            iidfile: args.iidfile,
+            squash: args.squash,
+            cache_from: args
+                .cache_from
+                .iter()
+                .map(|text| cache("--cache-from", text))
+                .collect::<Result<_, _>>()?,
+            cache_to: args.cache_to.iter().map(|text| cache("--cache-to", text)).collect::<Result<_, _>>()?,
+            metadata_file: args.metadata_file,
+            timestamp: args.timestamp.or(epoch),
+            allow_insecure: args.allow.iter().any(|what| what == "security.insecure"),
+            options: CreateOptions {
+                network: args.network.into_iter().collect(),
+                add_host: args.add_host,
+                memory: args.memory,
+                memory_swap: args.memory_swap,
+                cpu_shares: args.cpu_shares,
+                cpu_period: args.cpu_period,
+                cpu_quota: args.cpu_quota,
+                cpuset_cpus: args.cpuset_cpus,
+                cpuset_mems: args.cpuset_mems,
+                shm_size: args.shm_size,
+                ulimit: args.ulimit,
+                cgroup_parent: args.cgroup_parent,
+                pull: "missing".into(),
+                restart: "no".into(),
+                ..CreateOptions::default()
+            },
+            tags,
+            arguments,
+        })
+    }
+}
+
+fn context_source(text: &str) -> anyhow::Result<ContextSource> {
+    let is_git = text.starts_with("git@")
+        || text.starts_with("git://")
+        || text.starts_with("ssh://")
+        || text.starts_with("github.com/")
+        || text.starts_with("http") && text.split('#').next().is_some_and(|url| url.ends_with(".git"));
+    if is_git {
+        return Err(wrong(format!(
+            "{text}: git repositories are not fetched; clone it, and name the directory"
+        )));
+    }
+    Ok(match text {
+        "-" => ContextSource::Stdin,
+        text if text.starts_with("http://") || text.starts_with("https://") => {
+            ContextSource::Url(text.to_owned())
+        }
+        "" => return Err(wrong("the context is empty: name a directory")),
+        text => ContextSource::Directory(text.into()),
+    })
+}
+
+fn named_context(text: &str) -> anyhow::Result<(String, ContextSource)> {
+    let Some((name, value)) =
+        text.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty())
+    else {
+        return Err(wrong(format!(
+            "--build-context {text:?}: write NAME=DIRECTORY or NAME=docker-image://IMAGE"
+        )));
+    };
+    let source =
+        match value.strip_prefix("docker-image://").or_else(|| value.strip_prefix("container-image://")) {
+            Some(image) => ContextSource::Image(image.to_owned()),
+            None if value.contains("://") || value == "-" => {
+                return Err(wrong(format!(
+                    "--build-context {text:?}: only directories and docker-image:// are contexts with names"
+                )));
+            }
+            None => context_source(value)?,
+        };
+    Ok((name.to_owned(), source))
+}
+
+fn secret(text: &str) -> anyhow::Result<(String, SecretSource)> {
+    let (mut id, mut source, mut kind) = (None, None, String::new());
+    for (name, value) in fields("--secret", text)? {
+        match name.as_str() {
+            "id" => id = Some(value),
+            "src" | "source" => source = Some(SecretSource::File(value.into())),
+            "env" => source = Some(SecretSource::Variable(value)),
+            "type" if matches!(value.as_str(), "file" | "env") => kind = value,
+            _ => {
+                return Err(wrong(format!(
+                    "--secret {text:?}: {name}={value} is not known; there are id, src, env and type"
+                )));
+            }
+        }
+    }
+    let id = id
+        .filter(|id| !id.is_empty())
+        .ok_or_else(|| wrong(format!("--secret {text:?}: id=ID is missing")))?;
+    let source = match (source, kind.as_str()) {
+        (Some(SecretSource::File(path)), "env") => {
+            SecretSource::Variable(path.to_string_lossy().into_owned())
+        }
+        (Some(source), _) => source,
+        (None, "") if std::env::var_os(&id).is_some() => SecretSource::Variable(id.clone()),
+        (None, "env") => SecretSource::Variable(id.clone()),
+        (None, _) => SecretSource::File(id.clone().into()),
+    };
+    Ok((id, source))
+}
+
+fn agent(text: &str) -> anyhow::Result<(String, PathBuf)> {
+    let (id, path) = match text.split_once('=') {
+        Some((id, path)) => (id, Some(PathBuf::from(path))),
+        None => (text, None),
+    };
+    let path = path.or_else(|| std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from));
+    let Some(path) = path else {
+        return Err(wrong(format!("--ssh {text}: no agent is known: SSH_AUTH_SOCK is not set")));
+    };
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::metadata(&path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    if !is_socket {
+        return Err(wrong(format!(
+            "--ssh {text}: {} is not the socket of an agent (keys are not read from files)",
+            path.display()
+        )));
+    }
+    Ok((if id.is_empty() { "default".into() } else { id.to_owned() }, path))
+}
+
+fn parse_output(text: &str) -> anyhow::Result<Output> {
+    if text == "-" {
+        return Ok(Output::Tar("-".into()));
+    }
+    if !text.contains('=') {
+        return Ok(Output::Local(text.into()));
+    }
+    let (mut kind, mut dest, mut push) = (String::new(), None, false);
+    for (name, value) in fields("--output", text)? {
+        match name.as_str() {
+            "type" => kind = value,
+            "dest" | "destination" => dest = Some(PathBuf::from(value)),
+            "push" => push = value == "true",
+            _ => {
+                return Err(wrong(format!(
+                    "--output {text:?}: {name} is not known; there are type, dest and push"
+                )));
+            }
+        }
+    }
+    let needs = || dest.clone().ok_or_else(|| wrong(format!("--output {text:?}: dest=PATH is missing")));
+    Ok(match kind.as_str() {
+        "local" => Output::Local(needs()?),
+        "tar" => Output::Tar(dest.unwrap_or_else(|| "-".into())),
+        "oci" => Output::Archive { oci: true, path: dest.unwrap_or_else(|| "-".into()) },
+        "docker" if dest.is_none() => Output::Store,
+        "docker" => Output::Archive { oci: false, path: needs()? },
+        "image" if push => Output::Registry,
+        "image" => Output::Store,
+        "registry" => Output::Registry,
+        "cacheonly" => Output::CacheOnly,
+        other => {
+            return Err(wrong(format!(
+                "--output type={other}: there are local, tar, oci, docker, image, registry and cacheonly"
+            )));
+        }
+    })
+}
+
+fn cache(option: &str, text: &str) -> anyhow::Result<CacheSource> {
+    if !text.contains('=') {
+        return Ok(CacheSource::Registry(text.to_owned()));
+    }
+    let (mut kind, mut place) = (String::new(), None);
+    for (name, value) in fields(option, text)? {
+        match name.as_str() {
+            "type" => kind = value,
+            "src" | "dest" | "ref" => place = Some(value),
+            // How much is kept: always all.
+            "mode" => {}
+            _ => return Err(wrong(format!("{option} {text:?}: {name} is not known"))),
+        }
+    }
+    match (kind.as_str(), place) {
+        ("local", Some(place)) => Ok(CacheSource::Local(place.into())),
+        ("registry", Some(place)) => Ok(CacheSource::Registry(place)),
+        ("local" | "registry", None) => {
+            Err(wrong(format!("{option} {text:?}: where? src=, dest= or ref= is missing")))
+        }
+        (other, _) => Err(wrong(format!("{option} type={other}: there are local and registry"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_have_their_meaning() {
+        assert_eq!(parse_output("out").unwrap(), Output::Local("out".into()));
+        assert_eq!(parse_output("type=tar,dest=x").unwrap(), Output::Tar("x".into()));
+        assert_eq!(parse_output("type=docker").unwrap(), Output::Store);
+        for text in ["type=local", "type=x", "what=1", "dest=x"] {
+            assert!(parse_output(text).is_err(), "{text}");
+        }
+        assert_eq!(secret("id=a,src=b").unwrap(), ("a".into(), SecretSource::File("b".into())));
+        assert_eq!(secret("id=a,env=B").unwrap().1, SecretSource::Variable("B".into()));
+        assert!(secret("src=b").is_err() && secret("id").is_err() && secret("id=a,x=y").is_err());
+        assert_eq!(context_source("http://h/x.tar").unwrap(), ContextSource::Url("http://h/x.tar".into()));
+        for text in ["git@h:x", "https://h/x.git#main", "git://h/x", ""] {
+            assert!(context_source(text).is_err(), "{text}");
+        }
+        assert_eq!(named_context("a=docker-image://b").unwrap().1, ContextSource::Image("b".into()));
+        assert!(named_context("a").is_err() && named_context("a=oci-layout://x").is_err());
+        assert_eq!(cache("--cache-from", "type=local,src=d").unwrap(), CacheSource::Local("d".into()));
+        assert!(cache("--cache-from", "type=gha").is_err());
+    }
+}

@@ -1,0 +1,106 @@
+//! Steps kept elsewhere: a directory that builds of other machines fill and read (`--cache-to`, `--cache-from`).
+//!
+//! ```text
+//! DIR/steps/HEX.json       a step's record
+//! DIR/blobs/sha256/HEX     its layer
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use layerfs_image::digest::{ChainId, DiffId, Digest, DigestWriter};
+use layerfs_image::store::{LayerInput, Session, StepRecord, Store};
+
+use super::options::CacheSource;
+use crate::exit::Usage;
+
+/// Refuses what there is not.
+pub(super) fn check(sources: &[CacheSource]) -> anyhow::Result<()> {
+    for source in sources {
+        if let CacheSource::Registry(name) = source {
+            bail!(Usage(format!(
+                "a cache in a registry ({name}) is not supported; use type=local, or build --cache-from nothing: what is \
+                 in this store is found anyway"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the step with this key from one of `sources`, if its layer goes on `below`.
+pub(super) fn fetch(
+    sources: &[CacheSource],
+    key: &Digest,
+    below: &[DiffId],
+    store: &Store,
+    session: &Session,
+) -> Option<StepRecord> {
+    for source in sources {
+        let CacheSource::Local(directory) = source else { continue };
+        match fetch_from(directory, key, below, store, session) {
+            Ok(Some(record)) => return Some(record),
+            Ok(None) => {}
+            // A cache that is no use is no reason to stop.
+            Err(error) => crate::ui::warn(format_args!("cache {}: {error:#}", directory.display())),
+        }
+    }
+    None
+}
+
+fn fetch_from(
+    directory: &Path,
+    key: &Digest,
+    below: &[DiffId],
+    store: &Store,
+    session: &Session,
+) -> anyhow::Result<Option<StepRecord>> {
+    let text = match fs::read(directory.join("steps").join(format!("{}.json", key.hex()))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let record: StepRecord = serde_json::from_slice(&text).context("read a step's record")?;
+    if record.key != *key || record.parent != ChainId::chain(below).last().copied() {
+        return Ok(None);
+    }
+    let blob = directory.join("blobs").join(record.blob.0.algorithm().name()).join(record.blob.0.hex());
+    let input = LayerInput {
+        reader: File::open(&blob).with_context(|| format!("open {}", blob.display()))?,
+        blob: Some(record.blob),
+        diff_id: Some(record.layer),
+        keep_blob: true,
+    };
+    let mut layer = store.ingest_layer(session, input)?;
+    store.finish_layer(session, &mut layer, below)?;
+    store.publish_steps(session, &mut [], std::slice::from_ref(&record))?;
+    Ok(Some(record))
+}
+
+/// Writes steps into each of `targets`.
+pub(super) fn export(targets: &[CacheSource], records: &[StepRecord], store: &Store) -> anyhow::Result<()> {
+    for target in targets {
+        let CacheSource::Local(directory) = target else { continue };
+        let words = || format!("write the cache {}", directory.display());
+        fs::create_dir_all(directory.join("steps")).with_context(words)?;
+        fs::create_dir_all(directory.join("blobs/sha256")).with_context(words)?;
+        for record in records {
+            let blob = directory.join("blobs/sha256").join(record.blob.0.hex());
+            if fs::metadata(&blob).map(|metadata| metadata.len()).ok() != Some(record.blob.1) {
+                let mut new = tempfile::NamedTempFile::new_in(directory).with_context(words)?;
+                let mut from = store.open_blob(&record.blob.0)?;
+                let mut writer = DigestWriter::new(new.as_file_mut());
+                io::copy(&mut from, &mut writer).with_context(words)?;
+                if writer.finish().1 != record.blob.0 {
+                    bail!("blob {} of the store is damaged", record.blob.0);
+                }
+                new.persist(&blob).with_context(words)?;
+            }
+            let mut new = tempfile::NamedTempFile::new_in(directory).with_context(words)?;
+            new.write_all(&serde_json::to_vec(record)?).with_context(words)?;
+            let name = format!("{}.json", record.key.hex());
+            new.persist(directory.join("steps").join(name)).with_context(words)?;
+        }
+    }
+    Ok(())
+}

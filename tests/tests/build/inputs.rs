@@ -1,0 +1,188 @@
+//! Where contexts and Dockerfiles come from, and where results go.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use super::world::World;
+
+#[test]
+fn contexts_and_dockerfiles_from_everywhere() {
+    let Some(world) = World::new() else { return };
+    let context = world.context(
+        "in",
+        &[("Dockerfile", "FROM scratch\nCOPY a /a\n"), ("a", "1"), ("sub/D", "FROM scratch\nLABEL f=sub\n")],
+    );
+    let path = context.to_str().unwrap();
+    let tar = |flags: &str| {
+        let output = Command::new("tar").args(["-C", path, flags, "-", "."]).output().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    };
+    for flags in ["-cf", "-czf"] {
+        let output = world.with_input(&["build", "-t", "x", "-"], &tar(flags));
+        assert_eq!(output.code, 0, "{flags}: {}", output.stderr);
+    }
+    // The Dockerfile alone, and one from elsewhere.
+    let output = world.with_input(&["build", "-t", "y", "-"], b"FROM scratch\nLABEL a=1\n");
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let output = world.with_input(&["build", "-"], b"FROM scratch\nCOPY a /\n");
+    assert!(output.code == 1 && output.stderr.contains("there is no build context"), "{output:?}");
+    let output =
+        world.with_input(&["build", "-t", "z", "-f", "-", path], b"FROM scratch\nCOPY a /from-stdin\n");
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    world.ok(&["build", "-t", "f", "-f", &format!("{path}/sub/D"), path]);
+    world.ok(&["build", "-t", "f", "-f", "sub/D", path]);
+    assert_eq!(world.inspect("f")["Config"]["Labels"]["f"], "sub");
+    for arguments in [
+        &["build"][..],
+        &["build", "/no/such"],
+        &["build", "git@h:x"],
+        &["build", "-f", "none", path],
+        &["build", "-f", "-", "-"],
+    ] {
+        let output = world.run(arguments);
+        assert_eq!(output.code, 1, "{arguments:?}: {}", output.stderr);
+    }
+    assert_eq!(world.with_input(&["build", "-"], b"").code, 1);
+}
+
+#[test]
+fn results_go_where_they_are_wanted() {
+    let Some(world) = World::new() else { return };
+    let context = world.context("out", &[("Dockerfile", "FROM scratch\nCOPY a /d/a\n"), ("a", "1")]);
+    let path = context.to_str().unwrap();
+    let out = world.path().join("out");
+    fs::create_dir_all(out.join("d")).unwrap();
+    fs::write(out.join("d/mine"), "").unwrap();
+    let out_text = out.to_str().unwrap();
+    world.ok(&["build", "-o", out_text, path]);
+    assert_eq!(fs::read_to_string(out.join("d/a")).unwrap(), "1");
+    let names: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(out.join("d/mine").exists() && names.len() == 1, "{names:?}");
+    for kind in ["oci", "docker"] {
+        let archive = world.path().join(format!("{kind}.tar"));
+        world.ok(&["build", "-t", "named:1", "-o", &format!("type={kind},dest={}", archive.display()), path]);
+        assert_eq!(world.run(&["image", "inspect", "named:1"]).code, 1, "it is in the archive alone");
+        world.ok(&["load", "-i", archive.to_str().unwrap()]);
+        world.ok(&["rmi", "named:1"]);
+    }
+    let (id, metadata) = (world.path().join("id"), world.path().join("metadata"));
+    let printed = world.ok(&[
+        "build",
+        "-q",
+        "-t",
+        "a:1",
+        "-t",
+        "b:2",
+        "--iidfile",
+        id.to_str().unwrap(),
+        "--metadata-file",
+        metadata.to_str().unwrap(),
+        path,
+    ]);
+    assert_eq!(fs::read_to_string(id).unwrap(), printed);
+    let metadata: serde_json::Value = serde_json::from_slice(&fs::read(metadata).unwrap()).unwrap();
+    assert_eq!(metadata["containerimage.config.digest"], printed);
+    assert_eq!(metadata["image.name"], "docker.io/library/a:1,docker.io/library/b:2");
+    assert_eq!(
+        (&world.inspect("a:1")["Id"], &world.inspect("b:2")["Id"]),
+        (&printed.clone().into(), &printed.into())
+    );
+}
+
+/// Answers so many requests with `body`.
+fn serve(body: Vec<u8>, requests: usize) -> (String, std::thread::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let thread = std::thread::spawn(move || {
+        for _ in 0..requests {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if stream.read(&mut byte).unwrap() == 0 {
+                    break;
+                }
+                head.extend(byte);
+            }
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\nLast-Modified: Sun, 09 Sep 2001 01:46:40 GMT\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).unwrap();
+            stream.write_all(&body).unwrap();
+        }
+    });
+    (address, thread)
+}
+
+#[test]
+fn add_unpacks_archives_and_downloads() {
+    let Some(world) = World::new() else { return };
+    let inner = world.context("inner", &[("lib/x", "1"), ("b", "2")]);
+    symlink("b", inner.join("l")).unwrap();
+    let context = world.context("add", &[("plain", "text")]);
+    for (name, flags) in [("a.tar", "-cf"), ("a.tgz", "-czf"), ("a.txz", "-cJf")] {
+        let status =
+            Command::new("tar").arg("-C").arg(&inner).arg(flags).arg(context.join(name)).arg(".").status();
+        assert!(status.unwrap().success());
+    }
+    let archive = fs::read(context.join("a.tgz")).unwrap();
+    let (address, server) = serve(archive, 2);
+    let text = format!(
+        "FROM box\nRUN mkdir -p /one/real && ln -s real /one/lib\nADD a.tar /one/\nADD --chown=5:6 a.tgz /two\nADD a.txz plain /three/\n\
+         ADD --unpack=false a.tar /four/\nADD {address}/p/f.tgz?x=1 /five/\nADD --unpack=true {address}/f.tgz /six/\n"
+    );
+    fs::write(context.join("Dockerfile"), text).unwrap();
+    let path = context.to_str().unwrap();
+    let output = world.run(&["build", "-o", "type=tar", path]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    server.join().unwrap();
+    let tree = world.tree(&output.stdout);
+    for line in [
+        // The archive's directory is a link in the image: it is followed, as tar does.
+        "f 644 0:0 one/real/x 1",
+        "l one/lib real",
+        "l one/l b",
+        "f 644 5:6 two/lib/x 1",
+        "f 644 0:0 three/b 2",
+        "f 644 0:0 three/plain text",
+        "f 644 0:0 six/b 2",
+    ] {
+        assert!(tree.values().any(|found| found == line), "{line} is missing: {tree:#?}");
+    }
+    assert!(tree["four/a.tar"].starts_with("f 644") && tree["five/f.tgz"].starts_with("f 600"), "{tree:#?}");
+    let (address, server) = serve(b"data".to_vec(), 2);
+    let digest = "sha256:3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7";
+    fs::write(context.join("Dockerfile"), format!("FROM scratch\nADD --checksum={digest} {address}/f /f\n"))
+        .unwrap();
+    world.ok(&["build", path]);
+    let wrong = digest.replace("3a6e", "0000");
+    fs::write(context.join("Dockerfile"), format!("FROM scratch\nADD --checksum={wrong} {address}/f /f\n"))
+        .unwrap();
+    let output = world.run(&["build", path]);
+    assert!(output.code == 1 && output.stderr.contains(digest), "{output:?}");
+    server.join().unwrap();
+}
+
+#[test]
+fn stages_run_at_the_same_time() {
+    let Some(world) = World::new() else { return };
+    // Each waits for the other through a directory that both see: one after the other, they would wait for ever.
+    let wait = |mine: &str, other: &str| {
+        format!(
+            "RUN --mount=type=cache,target=/c touch /c/{mine}; i=0; until test -e /c/{other}; do i=$((i+1)); test $i -lt 600 || exit 1; \
+             sleep 0.05; done; touch /{mine}"
+        )
+    };
+    let text = format!(
+        "FROM box AS a\n{}\nFROM box AS b\n{}\nFROM scratch\nCOPY --from=a /one /\nCOPY --from=b /two /\n",
+        wait("one", "two"),
+        wait("two", "one")
+    );
+    let context = world.context("parallel", &[("Dockerfile", &text)]);
+    world.ok(&["build", context.to_str().unwrap()]);
+}
