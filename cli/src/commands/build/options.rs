@@ -1,5 +1,8 @@
 //! Options of `build`, and what they mean.
 
+// Help texts put what may be left out in brackets, as usage lines do.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
