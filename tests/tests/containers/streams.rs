@@ -88,31 +88,31 @@ fn logs_are_kept_followed_and_cut() {
     let Some(world) = World::new() else { return };
     let script = "echo one; echo two >&2; echo three; cat > /dev/null; echo end";
     let mut child = world
-        .command(&["run", "-i", "--name", "c", "box", "sh", "-c", script])
+        .command(&["run", "-i", "--name", "kept", "box", "sh", "-c", script])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let mut input = child.stdin.take().unwrap();
-    // It exists once somebody has asked for it with success.
-    while world.layerfs(&["inspect", "c"]).code != 0 {
+    // It exists once somebody has asked for it with success. (No id of an image begins with its name.)
+    while world.layerfs(&["inspect", "kept"]).code != 0 {
         std::thread::yield_now();
     }
-    world.wait_until("c", "{{.State.Status}}", "running");
-    let mut follow = world.running(&["logs", "-f", "c"]);
+    world.wait_until("kept", "{{.State.Status}}", "running");
+    let mut follow = world.running(&["logs", "-f", "kept"]);
     follow.wait_for("three");
     input.write_all(b"x").unwrap();
     drop(input);
     follow.wait_for("end");
     assert_eq!(follow.code(), 0);
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    let output = world.layerfs(&["logs", "c"]);
+    let output = world.layerfs(&["logs", "kept"]);
     assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("one\nthree\nend\n", "two\n"));
-    assert_eq!(world.ok(&["logs", "--tail", "1", "c"]), "end");
-    assert_eq!(world.ok(&["logs", "-n", "0", "c"]), "");
-    assert_eq!(world.ok(&["logs", "--since", "1h", "--until", "1h", "c"]), "");
-    let line = world.ok(&["logs", "-t", "--tail", "1", "c"]);
+    assert_eq!(world.ok(&["logs", "--tail", "1", "kept"]), "end");
+    assert_eq!(world.ok(&["logs", "-n", "0", "kept"]), "");
+    assert_eq!(world.ok(&["logs", "--since", "1h", "--until", "1h", "kept"]), "");
+    let line = world.ok(&["logs", "-t", "--tail", "1", "kept"]);
     assert!(line.ends_with("Z end") && line.starts_with("20"), "{line}");
     world.ok(&[
         "run",
