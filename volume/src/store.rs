@@ -253,7 +253,7 @@ impl Volumes {
     }
 
     /// Copies the content of directory `from` into a volume that has never been filled and is empty (see
-    /// [`copy_up`](crate::copy_up)); once. Several may ask at once; a copy that was interrupted begins anew. A volume that
+    /// [`copy_up`]); once. Several may ask at once; a copy that was interrupted begins anew. A volume that
     /// is a filesystem to be mounted is left as it is.
     ///
     /// # Errors

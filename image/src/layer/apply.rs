@@ -1,6 +1,6 @@
 //! Writing changes of an upper down to the directory it is on.
 //!
-//! [`plan`] says what would be done, and where the directory is not any more what the changes were made to; [`run`] does
+//! [`plan()`] says what would be done, and where the directory is not any more what the changes were made to; [`run()`] does
 //! it. All that is new is first made beside its place, under names that begin with [`TEMPORARY`], and synced; then a
 //! journal says what goes where; then each object takes its place by one rename. A journal that a killed run has left is
 //! carried out to its end by [`resume`], or, where nothing has been put in its place yet, what was prepared is removed.
