@@ -45,6 +45,15 @@ pub fn path_pattern(text: &str) -> Result<Pattern, String> {
     read(text, false, true)
 }
 
+/// The letter at `at` of a class, without the backslash that protects it; none at the end of the text.
+fn class_letter(letters: &[char], at: &mut usize) -> Option<char> {
+    if letters.get(*at) == Some(&'\\') {
+        *at += 1;
+    }
+    *at += 1;
+    letters.get(*at - 1).copied()
+}
+
 fn read(text: &str, slashes: bool, directories: bool) -> Result<Pattern, String> {
     let bad = || format!("syntax error in pattern {text:?}");
     let letters: Vec<char> = text.chars().collect();
@@ -70,16 +79,7 @@ fn read(text: &str, slashes: bool, directories: bool) -> Result<Pattern, String>
                 at += usize::from(not);
                 let mut ranges = Vec::new();
                 loop {
-                    let mut letter = || -> Result<char, String> {
-                        let found = *letters.get(at).ok_or_else(bad)?;
-                        at += 1;
-                        if found != '\\' {
-                            return Ok(found);
-                        }
-                        at += 1;
-                        Ok(*letters.get(at - 1).ok_or_else(bad)?)
-                    };
-                    let first = letter()?;
+                    let first = class_letter(&letters, &mut at).ok_or_else(bad)?;
                     if first == ']' && letters.get(at.wrapping_sub(2)) != Some(&'\\') {
                         if ranges.is_empty() {
                             return Err(bad());
@@ -89,16 +89,7 @@ fn read(text: &str, slashes: bool, directories: bool) -> Result<Pattern, String>
                     let last = match (letters.get(at), letters.get(at + 1)) {
                         (Some('-'), Some(next)) if *next != ']' => {
                             at += 1;
-                            let mut letter = || -> Result<char, String> {
-                                let found = *letters.get(at).ok_or_else(bad)?;
-                                at += 1;
-                                if found != '\\' {
-                                    return Ok(found);
-                                }
-                                at += 1;
-                                Ok(*letters.get(at - 1).ok_or_else(bad)?)
-                            };
-                            letter()?
+                            class_letter(&letters, &mut at).ok_or_else(bad)?
                         }
                         _ => first,
                     };

@@ -176,12 +176,7 @@ fn compare(
             Some(below) => lowers.child(below, &name)?,
             None => None,
         };
-        let kind = match (&now, &was) {
-            (None, None) => continue,
-            (None, Some(_)) => ChangeKind::Deleted,
-            (Some(_), None) => ChangeKind::Added,
-            (Some(_), Some(_)) => ChangeKind::Modified,
-        };
+        let Some(kind) = kind_of(now.as_ref(), was.as_ref()) else { continue };
         found.push(describe(stack, lowers, &path, kind, now.as_ref(), was.as_ref())?);
         if let Some(now) = now.as_ref().and_then(MergedObject::directory) {
             let was = was.as_ref().and_then(MergedObject::directory);
@@ -192,6 +187,16 @@ fn compare(
         }
     }
     Ok(())
+}
+
+/// What happened to a name that is there now, or was; nothing where it neither is nor was.
+fn kind_of(now: Option<&MergedObject>, was: Option<&MergedObject>) -> Option<ChangeKind> {
+    match (now, was) {
+        (None, None) => None,
+        (None, Some(_)) => Some(ChangeKind::Deleted),
+        (Some(_), None) => Some(ChangeKind::Added),
+        (Some(_), Some(_)) => Some(ChangeKind::Modified),
+    }
 }
 
 /// A directory that is only below, and shows at another place than there.
@@ -213,12 +218,7 @@ fn brought(
         let path = [path, b"/", &name].concat();
         let now = stack.child(directory, &name)?;
         let was = below.map(|below| lowers.child(below, &name)).transpose()?.flatten();
-        let kind = match (&now, &was) {
-            (None, None) => continue,
-            (None, Some(_)) => ChangeKind::Deleted,
-            (Some(_), None) => ChangeKind::Added,
-            (Some(_), Some(_)) => ChangeKind::Modified,
-        };
+        let Some(kind) = kind_of(now.as_ref(), was.as_ref()) else { continue };
         found.push(describe(stack, lowers, &path, kind, now.as_ref(), was.as_ref())?);
         if let Some(now) = now.as_ref().and_then(MergedObject::directory) {
             let was = was.as_ref().and_then(MergedObject::directory);

@@ -75,16 +75,10 @@ pub(crate) fn make_directory(directory: &Path, config: &ContainerConfig) -> anyh
 /// Takes the lock that tells others that a step runs: its build and its own process both hold it.
 pub(crate) fn lock(directory: &Path) -> anyhow::Result<OwnedFd> {
     let path = store::lock_path(directory);
-    let words = || format!("lock {}", path.display());
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .with_context(words)?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).with_context(words)?;
-    Ok(file.into())
+    let file = store::open_lock(&path)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared)
+        .with_context(|| format!("lock {}", path.display()))?;
+    Ok(file)
 }
 
 /// Runs the program of `config` on `merged` with this process's standard output and error.

@@ -498,7 +498,7 @@ pub(super) fn try_lock_file(path: &Path) -> anyhow::Result<Option<OwnedFd>> {
     }
 }
 
-fn open_lock(path: &Path) -> anyhow::Result<OwnedFd> {
+pub(super) fn open_lock(path: &Path) -> anyhow::Result<OwnedFd> {
     let mut options = File::options();
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let file = options.read(true).write(true).create(true).truncate(false).open(path);
