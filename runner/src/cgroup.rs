@@ -152,9 +152,10 @@ impl Cgroup {
             controls_devices: false,
             owned: true,
         };
+        let beside_legacy = plan.directories.iter().any(|planned| planned.hierarchy.has_legacy_controllers());
         for planned in &plan.directories {
             let path = &planned.path;
-            if let Err(error) = make(planned, resources) {
+            if let Err(error) = make(planned, resources, beside_legacy) {
                 if error.kind() == io::ErrorKind::AlreadyExists {
                     return Err(CgroupError::InUse { path: path.clone() });
                 }
@@ -316,7 +317,7 @@ impl Drop for Cgroup {
 }
 
 /// Makes one directory with its parents. `AlreadyExists` when there are processes in it.
-fn make(planned: &Planned, resources: &LinuxResources) -> io::Result<()> {
+fn make(planned: &Planned, resources: &LinuxResources, beside_legacy: bool) -> io::Result<()> {
     let Planned { path, top, hierarchy } = planned;
     if path.parent() != Some(top.as_path())
         && let Some(parent) = path.parent()
@@ -332,7 +333,7 @@ fn make(planned: &Planned, resources: &LinuxResources) -> io::Result<()> {
         }
     }
     if let Hierarchy::Unified { .. } = hierarchy {
-        limits_unified::hand_controllers_down(top, path, resources);
+        limits_unified::hand_controllers_down(top, path, resources, beside_legacy);
     }
     match fs::create_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

@@ -55,6 +55,15 @@ impl Hierarchy {
             Self::Unified { own, .. } | Self::Legacy { own, .. } => own.as_deref(),
         }
     }
+
+    /// True for version 1 with a controller: `name=systemd` has none.
+    #[must_use]
+    pub fn has_legacy_controllers(&self) -> bool {
+        match self {
+            Self::Unified { .. } => false,
+            Self::Legacy { options, .. } => options.iter().any(|option| !option.starts_with("name=")),
+        }
+    }
 }
 
 /// The machine's hierarchies as this process sees them.

@@ -9,32 +9,66 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, Lin
 use super::Cgroup;
 use super::limits::{Files, LimitError, or_max};
 
+/// The controllers that this project sets limits by, as `cgroup.controllers` calls them.
+const CONTROLLERS: [&str; 7] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma"];
+
 /// Has each directory from `top` down to the parent of `path` hand its controllers to those below, as far as it may.
-pub(super) fn hand_controllers_down(top: &Path, path: &Path, resources: &LinuxResources) {
+///
+/// Where the controllers are in version 1 (`beside_legacy`), only those that a limit asks for: the kernel lets nobody
+/// mount a controller as version 1 while cgroups of the unified hierarchy have it.
+pub(super) fn hand_controllers_down(
+    top: &Path,
+    path: &Path,
+    resources: &LinuxResources,
+    beside_legacy: bool,
+) {
     let Ok(controllers) = fs::read_to_string(top.join("cgroup.controllers")) else { return };
-    if controllers.trim().is_empty() {
+    let asked = asked(resources);
+    // Controllers cost; those that nobody limits by are of use for statistics all the same.
+    let handed: Vec<&str> = controllers
+        .split_ascii_whitespace()
+        .filter(|name| asked.contains(name) || (!beside_legacy && CONTROLLERS.contains(name)))
+        .collect();
+    if handed.is_empty() {
         return;
     }
-    // Controllers cost; those that nobody limits by are of use for statistics all the same.
-    let wanted = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma"];
-    let asked = super::limits::is_asked(resources);
     let mut above: Vec<&Path> =
         path.ancestors().skip(1).take_while(|directory| directory.starts_with(top)).collect();
     above.reverse();
     for directory in above {
-        for controller in wanted {
-            if !controllers.split_ascii_whitespace().any(|word| word == controller) {
-                continue;
-            }
+        for controller in &handed {
             let word = format!("+{controller}");
             if let Err(error) = fs::write(directory.join("cgroup.subtree_control"), word)
-                && asked
+                && asked.contains(controller)
             {
                 // A directory with processes of its own may not; a limit that depends on it fails by name later.
                 tracing::debug!(%error, controller, path = %directory.display(), "hand a controller down");
             }
         }
     }
+}
+
+/// The controllers that the limits need.
+fn asked(resources: &LinuxResources) -> Vec<&str> {
+    let cpu = resources.cpu().as_ref();
+    let is_named = |value: Option<&String>| value.is_some_and(|value| !value.is_empty());
+    let set = cpu.is_some_and(|cpu| is_named(cpu.cpus().as_ref()) || is_named(cpu.mems().as_ref()));
+    let mut names: Vec<&str> = [
+        ("cpuset", set),
+        ("cpu", cpu.is_some()),
+        ("io", resources.block_io().is_some()),
+        ("memory", resources.memory().is_some()),
+        ("hugetlb", resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty())),
+        ("pids", resources.pids().is_some()),
+        ("rdma", resources.rdma().as_ref().is_some_and(|limits| !limits.is_empty())),
+    ]
+    .into_iter()
+    .filter_map(|(name, is_asked)| is_asked.then_some(name))
+    .collect();
+    for file in resources.unified().iter().flat_map(HashMap::keys) {
+        names.extend(file.split('.').next());
+    }
+    names
 }
 
 pub(super) fn memory(files: &Files<'_>, memory: &LinuxMemory) -> Result<(), LimitError> {

@@ -16,6 +16,18 @@ fn value(bundles: &Bundles, id: &str, names: &[&str]) -> Option<String> {
     files.filter_map(|file| fs::read_to_string(file).ok()).next().map(|text| text.trim().to_owned())
 }
 
+/// Where the unified hierarchy is mounted.
+fn unified() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+    line.split(' ').nth(4).map(PathBuf::from)
+}
+
+/// The controllers that are in the unified hierarchy.
+fn unified_controllers() -> String {
+    unified().and_then(|top| fs::read_to_string(top.join("cgroup.controllers")).ok()).unwrap_or_default()
+}
+
 /// True when a controller is mounted, in whichever version.
 fn has_controller(name: &str) -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -23,8 +35,7 @@ fn has_controller(name: &str) -> bool {
         line.contains(" - cgroup ")
             && line.rsplit(' ').next().unwrap().split(',').any(|option| option == name)
     });
-    let unified = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    let found = legacy || unified.split_whitespace().any(|controller| controller == name);
+    let found = legacy || unified_controllers().split_whitespace().any(|controller| controller == name);
     if !found {
         skip(&format!("the {name} controller is not mounted"));
     }
@@ -115,29 +126,37 @@ fn real_time_is_bounded_or_the_field_is_named() {
 #[test]
 fn huge_pages_are_bounded() {
     let Some(bundles) = Bundles::own() else { return };
-    let id = bundles.id();
-    let bundle = bundles.bundle(&id, "sleep 1000", |spec| {
-        spec["linux"]["resources"]["hugepageLimits"] = json!([{"pageSize": "2MB", "limit": 4 << 20}]);
-    });
-    let place = bundles.path().join("hugetlb");
-    fs::create_dir(&place).unwrap();
-    // The controller is mounted in a mount namespace that ends with the shell, unless it is mounted already.
-    let script = "set -e; if ! grep -q ' - cgroup [^ ]* [^ ]*hugetlb' /proc/self/mountinfo; then \
-                  mount -t cgroup -o hugetlb hugetlb \"$1\" || exit 77; fi; id=$2; shift 2; \"$@\"; \
-                  cat $(awk '/ - cgroup [^ ]* .*hugetlb/ { print $5; exit }' /proc/self/mountinfo)/$id/hugetlb.2MB.limit_in_bytes; \
-                  \"$1\" \"$2\" \"$3\" delete --force $id";
-    let mut outer = Command::new("unshare");
-    outer.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&place).arg(&id);
-    let create = bundles.command(&["create", "--bundle", bundle.to_str().unwrap(), &id]);
-    let out = bundles.path().join("out");
-    let mut command = bundles.within(outer, create);
-    let status = command.stdin(Stdio::null()).stdout(fs::File::create(&out).unwrap()).status().unwrap();
-    if status.code() == Some(77) {
-        skip("the hugetlb controller cannot be mounted");
+    if !has_controller("hugetlb") {
         return;
     }
-    assert!(status.success());
-    assert_eq!(fs::read_to_string(&out).unwrap(), "4194304\n");
+    let (id, _) = bundles.start("sleep 1000", |spec| {
+        spec["linux"]["resources"]["hugepageLimits"] = json!([{"pageSize": "2MB", "limit": 4 << 20}]);
+    });
+    let found = value(&bundles, &id, &["hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"]);
+    assert_eq!(found.as_deref(), Some("4194304"));
+}
+
+/// A controller that cgroups of the unified hierarchy have cannot be mounted as version 1 by others: without a limit that
+/// needs it, none is handed down where the controllers are in version 1.
+#[test]
+fn beside_version_1_no_controller_is_taken_that_nobody_asked_for() {
+    let Some(bundles) = Bundles::own() else { return };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let is_legacy = mounts
+        .lines()
+        .any(|line| line.contains(" - cgroup ") && !line.rsplit(' ').next().unwrap().contains("name="));
+    let (Some(top), true) = (unified(), is_legacy) else {
+        eprintln!("nothing to see: this machine's hierarchies are not mixed");
+        return;
+    };
+    // A parent of its own, which no other container shares.
+    let parent = format!("layerfs-alone-{}", std::process::id());
+    let _container = bundles.start("sleep 1000", |spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+        spec["linux"]["cgroupsPath"] = json!(format!("/{parent}/below"));
+    });
+    let handed = fs::read_to_string(top.join(parent).join("cgroup.subtree_control")).unwrap();
+    assert_eq!(handed.trim(), "");
 }
 
 #[test]
