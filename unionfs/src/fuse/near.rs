@@ -10,9 +10,6 @@
 //! resting threads watches it by the clock ([`TICK`]) and ends all of this when the leader does not come on: it may be
 //! waiting for a disk, or compete with somebody for the CPU. The same happens when several callers ask in turns, and
 //! when nobody asks. See `docs/decisions/0010-own-transport.md`.
-//!
-//! Where there is one CPU only, one thread leads whoever asks: threads that take turns are wake-ups too. Nobody is moved
-//! then, and policies stay.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -66,7 +63,8 @@ const CAP_SYS_NICE: u32 = 23;
 /// What the threads share.
 #[derive(Debug)]
 pub(super) struct Near {
-    cpus: Cpus,
+    /// The CPUs of this process; `None` where serving near is not possible or not wanted.
+    cpus: Option<CpuSet>,
     /// There is a leader, and the others rest.
     on: AtomicBool,
     /// The mount is gone.
@@ -88,17 +86,6 @@ pub(super) struct Near {
     watched: Mutex<bool>,
     wake: Condvar,
     device: Arc<Device>,
-}
-
-/// Where callers and threads of this process can be.
-#[derive(Debug, Clone, Copy)]
-enum Cpus {
-    /// Leading is not possible, or not wanted.
-    Unused,
-    /// One, for all.
-    One,
-    /// Several, between which this process may move its threads.
-    Several(CpuSet),
 }
 
 thread_local! {
@@ -131,14 +118,14 @@ struct Lead {
 /// Runs `send`, which wakes the caller: on this CPU, when this thread leads.
 pub(super) fn answering<T>(send: impl FnOnce() -> T) -> T {
     LEADS.with_borrow(|near| match near {
-        Some(near) if near.moves() && near.on.load(Ordering::Relaxed) => near.answer(send),
+        Some(near) if near.on.load(Ordering::Relaxed) => near.answer(send),
         _ => send(),
     })
 }
 
 /// Starts a thread that may run everywhere: threads begin with the CPUs of the one that starts them.
 pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    let cpus = LEADS.with_borrow(|near| near.as_ref().and_then(|near| near.several()));
+    let cpus = LEADS.with_borrow(|near| near.as_ref().and_then(|near| near.cpus));
     let thread = std::thread::Builder::new().name(name.to_owned());
     let started = thread.spawn(move || {
         if let Some(cpus) = cpus
@@ -154,7 +141,7 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io
 impl Near {
     pub(super) fn new(wanted: bool, threads: usize, device: Arc<Device>) -> Self {
         Self {
-            cpus: if wanted && threads > 1 { usable_cpus() } else { Cpus::Unused },
+            cpus: if wanted && threads > 1 { usable_cpus() } else { None },
             on: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             last: AtomicU32::new(0),
@@ -170,33 +157,20 @@ impl Near {
         }
     }
 
-    /// True where callers can be followed from CPU to CPU.
-    pub(super) fn moves(&self) -> bool {
-        self.several().is_some()
-    }
-
-    fn several(&self) -> Option<CpuSet> {
-        match self.cpus {
-            Cpus::Several(cpus) => Some(cpus),
-            Cpus::Unused | Cpus::One => None,
-        }
-    }
-
-    fn is_unused(&self) -> bool {
-        matches!(self.cpus, Cpus::Unused)
+    /// True where it is possible at all.
+    pub(super) fn possible(&self) -> bool {
+        self.cpus.is_some()
     }
 
     /// Before a thread waits for a request: it rests as long as another one leads.
     pub(super) fn before_request(&self, place: &mut Place) {
-        if self.is_unused() {
+        if self.cpus.is_none() {
             return;
         }
         if let Some(lead) = &mut place.lead {
             self.progress.fetch_add(1, Ordering::Release);
             if self.on.load(Ordering::Acquire) {
-                if self.moves() {
-                    lead.answered = Some(Instant::now());
-                }
+                lead.answered = Some(Instant::now());
                 return;
             }
             self.step_down(place);
@@ -208,13 +182,13 @@ impl Near {
 
     /// A thread has a request.
     pub(super) fn on_request(self: &Arc<Self>, place: &mut Place, request: &Request<'_>) {
-        if self.is_unused() {
+        if self.cpus.is_none() {
             return;
         }
         let caller = request.header.pid;
         if let Some(lead) = &mut place.lead {
             self.progress.fetch_add(1, Ordering::Release);
-            if !self.moves() || caller == 0 || !counts(request.header.op) {
+            if caller == 0 || !counts(request.header.op) {
                 return;
             }
             if is_stream(request) {
@@ -244,11 +218,7 @@ impl Near {
         if caller == 0 || !counts(request.header.op) || self.on.load(Ordering::Relaxed) {
             return;
         }
-        if !self.moves() {
-            if self.streak.fetch_add(1, Ordering::Relaxed) >= STREAK {
-                self.lead(place, caller);
-            }
-        } else if is_stream(request) {
+        if is_stream(request) {
             self.streak.store(-PAUSE, Ordering::Relaxed);
         } else if self.last.load(Ordering::Relaxed) != caller {
             self.last.store(caller, Ordering::Relaxed);
@@ -282,9 +252,7 @@ impl Near {
         self.on.store(true, Ordering::Release);
         LEADS.set(Some(self.clone()));
         self.set_policy(Policy::Batch);
-        if self.moves() {
-            self.follow(&mut lead);
-        }
+        self.follow(&mut lead);
         place.lead = Some(lead);
     }
 
@@ -298,7 +266,7 @@ impl Near {
             return false;
         }
         let mut set = CpuSet::new();
-        if cpu >= CpuSet::MAX_CPU || !self.several().is_some_and(|cpus| cpus.is_set(cpu)) {
+        if cpu >= CpuSet::MAX_CPU || !self.cpus.is_some_and(|cpus| cpus.is_set(cpu)) {
             self.leave(PAUSE, "the caller's CPU is not for this process");
             return false;
         }
@@ -340,8 +308,8 @@ impl Near {
         if let Err(e) = schedule::set_policy(number, Policy::Other) {
             tracing::debug!("policy of thread {number}: {e}");
         }
-        if let Some(cpus) = self.several()
-            && let Err(e) = rustix::thread::sched_setaffinity(thread, &cpus)
+        if let Some(cpus) = &self.cpus
+            && let Err(e) = rustix::thread::sched_setaffinity(thread, cpus)
         {
             tracing::debug!("CPUs of thread {number}: {e}");
         }
@@ -449,17 +417,17 @@ fn is_stream(request: &Request<'_>) -> bool {
         && fields.skip(16).and_then(|()| fields.u32()).is_ok_and(|size| size >= STREAM)
 }
 
-/// The CPUs of this process, and what it may do with them.
-fn usable_cpus() -> Cpus {
-    let Ok(cpus) = rustix::thread::sched_getaffinity(None) else { return Cpus::Unused };
-    if cpus.count() == 1 {
-        return Cpus::One;
-    }
+/// The CPUs of this process, where it may change policies and there is a choice of CPUs.
+fn usable_cpus() -> Option<CpuSet> {
     // Going back from SCHED_IDLE takes the capability in the first user namespace (`user_check_sched_setscheduler`).
-    let may = creds::has_capability(CAP_SYS_NICE)
-        && creds::in_initial_user_namespace()
-        && schedule::has_default_policy(0);
-    if may { Cpus::Several(cpus) } else { Cpus::Unused }
+    if !creds::has_capability(CAP_SYS_NICE)
+        || !creds::in_initial_user_namespace()
+        || !schedule::has_default_policy(0)
+    {
+        return None;
+    }
+    let cpus = rustix::thread::sched_getaffinity(None).ok()?;
+    (cpus.count() > 1).then_some(cpus)
 }
 
 impl Lead {
@@ -511,7 +479,7 @@ mod tests {
         let all = rustix::thread::sched_getaffinity(None).unwrap();
         let Some(first) = (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)) else { panic!("no CPU") };
         let device = Arc::new(Device::new(std::fs::File::open("/dev/null").unwrap().into()));
-        let near = Near { cpus: Cpus::Several(all), ..Near::new(false, 1, device) };
+        let near = Near { cpus: Some(all), ..Near::new(false, 1, device) };
         let (seen, told) = std::sync::mpsc::channel();
         let leader = std::thread::spawn(move || {
             LEADS.set(Some(Arc::new(near)));

@@ -50,7 +50,7 @@ impl Session {
 
     /// One busy caller can be served on its own CPU.
     pub(crate) fn serves_near(&self) -> bool {
-        self.near.moves()
+        self.near.possible()
     }
 
     /// Serves until the mount is gone. `open_device` opens /dev/fuse anew, where it may be: each thread then has a queue
