@@ -37,9 +37,7 @@ pub(crate) struct MonitorArgs {
 pub(crate) fn monitor(args: MonitorArgs) -> anyhow::Result<ExitCode> {
     let inherited = take_inherited(args.connection, args.lock)?;
     let begun = match (args.report, args.mount.and_then(Pid::from_raw)) {
-        (Some(report), Some(pid)) => {
-            Some(Pending::of(pid, take_begun(report)?, args.directory.join("merged")))
-        }
+        (Some(report), Some(pid)) => Some(Pending::of(pid, take_begun(report)?)),
         _ => None,
     };
     let mut log = LogOptions::from_env();
