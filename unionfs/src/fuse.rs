@@ -61,8 +61,9 @@ impl Counters {
     }
 }
 
-/// The shortest time that the kernel keeps attributes: it counts in ticks of its clock, by which times of files go as well.
-/// With none at all it would ask for those of a new file at once, to check what it was just told.
+/// The shortest time that the kernel keeps attributes: it counts in ticks of its clock. With none at all it would ask for
+/// those of a new file at once, to check what it was just told. Nothing in them can be old: a mapping can be written only
+/// where there is data, and what gives an empty file data makes the kernel ask again.
 const ONE_TICK: Duration = Duration::from_nanos(1);
 
 #[derive(Debug)]
@@ -118,11 +119,11 @@ impl Adapter {
         self.protocol.get().is_some_and(|p| p.io == IoMode::Passthrough)
     }
 
-    /// How long the kernel may keep attributes: hardly while it writes a file itself, since what goes through a mapping
+    /// How long the kernel may keep attributes: not at all while it writes a file itself, since what goes through a mapping
     /// changes the backing file's times and not the ones it keeps for the mount's.
     fn attr_ttl(&self, ino: u64) -> Duration {
         if self.passes_through() && self.passthrough.is_written(ino) {
-            return ONE_TICK;
+            return Duration::ZERO;
         }
         self.ttl()
     }
@@ -243,7 +244,9 @@ impl Adapter {
         };
         self.overlay.table().add_lookup(&object.node);
         let opened = self.open_handle(file, options.write, true, reply.device());
-        reply.created(self.entry(&object), &opened);
+        let mut entry = self.entry(&object);
+        entry.attr_ttl = entry.attr_ttl.max(ONE_TICK);
+        reply.created(entry, &opened);
     }
 
     fn release(&self, ino: u64, handle: u64) {
