@@ -57,10 +57,30 @@ pub(crate) fn image(action: &str, id: &str, name: &str) {
     write(&event);
 }
 
+/// Something about a program that was executed in a container; `name` is docker's `execID`.
+pub(crate) fn executed(action: &str, config: &ContainerConfig, name: &str, more: &[(&str, &str)]) {
+    let mut attributes = vec![("execID", name)];
+    attributes.extend(more);
+    container(action, config, &attributes);
+}
+
+/// What was of no use was removed; so many bytes are free now.
+pub(crate) fn prune(kind: &str, bytes: u64) {
+    let mut attributes = Map::new();
+    attributes.insert("reclaimed".into(), json!(bytes.to_string()));
+    write(&event(kind, "prune", "", attributes));
+}
+
 /// Something about a volume.
 pub(crate) fn volume(action: &str, name: &str) {
+    volume_of(action, name, &[]);
+}
+
+/// Something about a volume and a container.
+pub(crate) fn volume_of(action: &str, name: &str, more: &[(&str, &str)]) {
     let mut attributes = Map::new();
     attributes.insert("driver".into(), json!("local"));
+    attributes.extend(more.iter().map(|(name, value)| ((*name).to_owned(), json!(value))));
     write(&event("volume", action, name, attributes));
 }
 

@@ -6,7 +6,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -68,7 +69,21 @@ pub(crate) fn spawn_holding(
     held: &[BorrowedFd<'_>],
     announce: Option<&Path>,
 ) -> anyhow::Result<MountProcess> {
-    spawn_as(config, target, log, held, announce, None)
+    begin(config, target, log, held, announce, None)?.wait()
+}
+
+/// As [`spawn_holding`], without waiting.
+///
+/// # Errors
+/// When the process could not be made.
+pub(crate) fn begin_holding(
+    config: &Config,
+    target: &Path,
+    log: &LogOptions,
+    held: &[BorrowedFd<'_>],
+    announce: &Path,
+) -> anyhow::Result<Pending> {
+    begin(config, target, log, held, Some(announce), None)
 }
 
 /// As [`spawn`]; the new process unmounts and leaves when this one ends, however that happens.
@@ -76,17 +91,62 @@ pub(crate) fn spawn_holding(
 /// # Errors
 /// As [`spawn`].
 pub(crate) fn spawn_bound(config: &Config, target: &Path, log: &LogOptions) -> anyhow::Result<MountProcess> {
-    spawn_as(config, target, log, &[], None, Some(rustix::process::getpid()))
+    begin(config, target, log, &[], None, Some(rustix::process::getpid()))?.wait()
 }
 
-fn spawn_as(
+/// A mount that is being made by its process.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pid: Pid,
+    report: OwnedFd,
+}
+
+impl Pending {
+    /// Of a process that another one has made.
+    pub(crate) fn of(pid: Pid, report: OwnedFd) -> Self {
+        Self { pid, report }
+    }
+
+    /// Its process, and the descriptor on which that reports.
+    pub(crate) fn into_parts(self) -> (Pid, OwnedFd) {
+        (self.pid, self.report)
+    }
+
+    /// Waits until the mount answers.
+    ///
+    /// # Errors
+    /// Whatever the mount process reports, its whole chain of causes; nothing is mounted then.
+    pub(crate) fn wait(self) -> anyhow::Result<MountProcess> {
+        let mut text = Vec::new();
+        File::from(self.report).read_to_end(&mut text).context("hear from the mount process")?;
+        let process = MountProcess { pid: self.pid };
+        match serde_json::from_slice(&text) {
+            Ok(Message::Mounted) => Ok(process),
+            Ok(Message::Failed { chain, hint }) => {
+                process.wait().ok();
+                Err(rebuilt(chain, hint))
+            }
+            Err(_) => Err(anyhow!("the mount process {} before the mount was made", process.ending())),
+        }
+    }
+
+    /// Waits until it has mounted or failed; how, somebody else has heard or will not hear.
+    pub(crate) fn settle(self) {
+        let mut rest = Vec::new();
+        if let Err(error) = File::from(self.report).read_to_end(&mut rest) {
+            tracing::debug!(%error, "hear from the mount process");
+        }
+    }
+}
+
+fn begin(
     config: &Config,
     target: &Path,
     log: &LogOptions,
     held: &[BorrowedFd<'_>],
     announce: Option<&Path>,
     bound_to: Option<Pid>,
-) -> anyhow::Result<MountProcess> {
+) -> anyhow::Result<Pending> {
     let config = absolute_config(config)?;
     let target = absolute_target(target)?;
     let log = LogOptions { file: log.file.as_deref().map(absolute).transpose()?, ..log.clone() };
@@ -102,22 +162,14 @@ fn spawn_as(
                     std::process::exit(i32::from(crate::exit::MOUNT));
                 }
             }
-            std::process::exit(in_child(&config, &target, &log, File::from(writer), held, announce));
+            // Whoever called this must never be returned to, whatever happens.
+            let serve = || in_child(&config, &target, &log, File::from(writer), held, announce);
+            let code = std::panic::catch_unwind(AssertUnwindSafe(serve));
+            std::process::exit(code.unwrap_or_else(|_| i32::from(crate::exit::MOUNT)));
         }
         Fork::Parent(pid) => pid,
     };
-    drop(writer);
-    let mut text = Vec::new();
-    File::from(reader).read_to_end(&mut text).context("hear from the mount process")?;
-    let process = MountProcess { pid: child };
-    match serde_json::from_slice(&text) {
-        Ok(Message::Mounted) => Ok(process),
-        Ok(Message::Failed { chain, hint }) => {
-            process.wait().ok();
-            Err(rebuilt(chain, hint))
-        }
-        Err(_) => Err(anyhow!("the mount process {} before the mount was made", process.ending())),
-    }
+    Ok(Pending { pid: child, report: reader })
 }
 
 /// Mounts `config` on `target` and serves it in this process until it is unmounted.
@@ -162,7 +214,12 @@ impl MountProcess {
     }
 
     fn ending(&self) -> String {
-        self.wait().map_or_else(|errno| format!("was lost ({errno})"), ended)
+        match self.wait() {
+            Ok(status) => ended(status),
+            // Another process's child.
+            Err(Errno::CHILD) => "ended".to_owned(),
+            Err(errno) => format!("was lost ({errno})"),
+        }
     }
 }
 
@@ -205,6 +262,8 @@ fn in_child(
         if let Some(mut parent) = parent.take() {
             tell(&mut parent, &Message::Mounted);
         }
+        // This process stays: what reading a command line has taken is not needed again.
+        layerfs_runner::host::give_memory_back();
     };
     match serve(mounted, target.to_owned(), signals, ready) {
         Ok(()) => 0,

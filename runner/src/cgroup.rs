@@ -7,6 +7,7 @@
 
 mod device_program;
 mod devices;
+mod entrance;
 mod events;
 mod freeze;
 mod hierarchy;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::process::Pid;
 
+pub(crate) use self::entrance::Entrances;
 pub use self::events::OomWatch;
 pub use self::hierarchy::{Hierarchies, Hierarchy};
 pub use self::limits::LimitError;
@@ -244,13 +246,15 @@ impl Cgroup {
             .ok()
     }
 
-    /// Moves a process, and with it its future children, here. With `born` it is in the unified hierarchy's already.
+    /// Moves a process, and with it its future children, here: to the unified hierarchy's directory unless it was `born`
+    /// there, and to the others unless it has `entered` them by itself (see [`Entrances`]).
     ///
     /// # Errors
     /// When a hierarchy refuses it.
-    pub fn place(&self, pid: Pid, born: bool) -> Result<(), CgroupError> {
+    pub fn place(&self, pid: Pid, born: bool, entered: bool) -> Result<(), CgroupError> {
         let pid = pid.as_raw_nonzero().get();
-        for path in self.directories.iter().filter(|path| !(born && Some(*path) == self.unified.as_ref())) {
+        let is_there = |path: &Path| if Some(path) == self.unified.as_deref() { born } else { entered };
+        for path in self.directories.iter().filter(|path| !is_there(path)) {
             fs::write(path.join("cgroup.procs"), pid.to_string()).map_err(|source| CgroupError::Place {
                 path: path.clone(),
                 pid,
@@ -258,6 +262,14 @@ impl Cgroup {
             })?;
         }
         Ok(())
+    }
+
+    /// Opens what a child of this process moves itself by.
+    pub(crate) fn entrances(&self) -> Option<Entrances> {
+        let legacy = self.directories.iter().filter(|path| Some(*path) != self.unified.as_ref());
+        Entrances::open(legacy.map(PathBuf::as_path))
+            .inspect_err(|error| tracing::debug!(%error, "a child cannot move itself to the cgroup"))
+            .ok()
     }
 
     /// The first directory that has such a file: the one whose controller it is.

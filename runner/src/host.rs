@@ -23,6 +23,12 @@ pub fn adopt_orphans() -> std::io::Result<()> {
     crate::sys::process::become_subreaper()
 }
 
+/// Gives the memory back that only the beginning of a process has needed: what is free of its heap, and what a deep call has
+/// touched of its stack. For a process that stays, on its first thread.
+pub fn give_memory_back() {
+    crate::sys::memory::give_back();
+}
+
 /// Enters the user namespace of a process of this user's. The calling process must have one thread.
 ///
 /// # Errors

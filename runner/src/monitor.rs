@@ -24,5 +24,5 @@ mod spawn;
 mod worker;
 
 pub use self::serve::{Settings, serve};
-pub use self::spawn::{Inherited, spawn, take_inherited};
-pub use self::worker::{Body, Happening, Made, Started, Undone};
+pub use self::spawn::{Begun, Inherited, spawn, take_begun, take_inherited};
+pub use self::worker::{Body, Executed, Happening, Made, Started, Undone};

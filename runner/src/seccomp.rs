@@ -394,6 +394,39 @@ mod tests {
     }
 
     #[test]
+    fn the_default_profile_is_short() {
+        let length = default_filters().program().len();
+        assert!(length < 1600, "{length} instructions: one jump for each call, and some for their arguments");
+    }
+
+    /// No two calls have an answer in common: nearly every jump is longer than a conditional one can be.
+    #[test]
+    fn jumps_reach_every_answer() {
+        let held = crate::capabilities::DEFAULT.into_iter().collect();
+        let listed = default_profile(&held, Arch::ScmpArchNative);
+        let names = listed.syscalls().iter().flatten().flat_map(|rule| rule.names().clone());
+        let native = Architecture::native().unwrap();
+        let known: BTreeMap<u32, String> =
+            names.filter_map(|name| Some((native.number(&name)?, name))).collect();
+        assert!(known.len() > 300, "{}", known.len());
+        let rule = |(at, name): (usize, &String)| {
+            format!(r#"{{"names":["{name}"],"action":"SCMP_ACT_ERRNO","errnoRet":{}}}"#, at + 100)
+        };
+        let rules: Vec<String> = known.values().enumerate().map(rule).collect();
+        let filter = profile(&format!(
+            r#"{{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86","SCMP_ARCH_AARCH64"],
+                "syscalls":[{}]}}"#,
+            rules.join(",")
+        ))
+        .unwrap();
+        for number in 0..1000 {
+            let expected = known.keys().position(|known| *known == number);
+            let expected = expected.map_or(ALLOW, |at| ERRNO | (at as u32 + 100));
+            assert_eq!(verdict(&filter, number.into(), &[]), expected, "{number}");
+        }
+    }
+
+    #[test]
     fn a_call_allowed_once_without_conditions_stays_allowed() {
         let filters = profile(
             r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[

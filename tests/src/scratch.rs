@@ -83,6 +83,27 @@ impl Scratch {
         scratch
     }
 
+    /// A fresh filesystem of another kind (`xfs`, `btrfs`), of its smallest usual size. `None` when it cannot be made here,
+    /// which has been said. Needs what [`Self::ext4`] needs.
+    #[must_use]
+    pub fn of_kind(kind: &str) -> Option<Self> {
+        let mut scratch = Self::plain();
+        let image = scratch.holder.path().join("disk.img");
+        let target = scratch.holder.path().join("disk");
+        File::create(&image).and_then(|f| f.set_len(400 << 20)).expect("make the disk image");
+        fs::create_dir(&target).expect("make the mountpoint");
+        let program = format!("mkfs.{kind}");
+        if let Err(error) = Command::new(&program).arg("-q").arg(&image).status() {
+            crate::privilege::skip(&format!("start {program}: {error}"));
+            return None;
+        }
+        run(Command::new("mount").args(["-t", kind, "-o", "loop"]).arg(&image).arg(&target));
+        scratch.mounted = true;
+        scratch.path = target.join("s");
+        fs::create_dir(&scratch.path).expect("make the scratch directory");
+        Some(scratch)
+    }
+
     /// The directory to work in.
     #[must_use]
     pub fn path(&self) -> &Path {

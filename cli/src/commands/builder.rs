@@ -200,6 +200,7 @@ fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let collected = store.collect()?;
+    crate::events::prune("builder", bytes + collected.bytes);
     for name in &removed {
         ui::print(format!("{name}\n"))?;
     }

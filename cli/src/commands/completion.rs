@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 
 use crate::args::Cli;
@@ -19,7 +19,26 @@ pub(crate) struct CompletionArgs {
 
 pub(crate) fn completion(args: CompletionArgs) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "layerfs", &mut script);
+    // The help that clap makes by itself knows nothing of commands that are put together later (see `args::parse`).
+    let mut whole = Cli::command().disable_help_subcommand(true);
+    whole.build();
+    let help = tree("help", &whole).about("Print this message or the help of the given subcommand(s)");
+    let mut whole = Cli::command().disable_help_subcommand(true).subcommand(help);
+    clap_complete::generate(args.shell, &mut whole, "layerfs", &mut script);
     ui::print(script)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A command `name` with the names of what is below `command`.
+fn tree(name: &str, command: &Command) -> Command {
+    let below = command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help");
+    let about = command.get_about().cloned().unwrap_or_default();
+    // A name of a command lives as long as the program; there are some hundred.
+    let name: &'static str = name.to_owned().leak();
+    Command::new(name)
+        .about(about)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .disable_help_subcommand(true)
+        .subcommands(below.map(|below| tree(below.get_name(), below)))
 }

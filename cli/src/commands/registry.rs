@@ -269,6 +269,7 @@ pub(crate) fn push(args: PushArgs) -> anyhow::Result<ExitCode> {
                 transfer::push(&store, session, &client, &image, reference, compression, progress)
                     .map_err(explained)?;
             bars.finish();
+            crate::events::image("push", &reference.familiar(), &reference.familiar());
             if args.quiet {
                 ui::print(format!("{reference}\n"))?;
             } else {

@@ -140,6 +140,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn foreground(args: ForegroundArgs) -> anyhow::Result<ExitCode> {
+    let (options, command) = (args.options.clone(), args.command.clone());
     let request = Request::new(args)?;
     let store_root = store::default_root()?;
     enter_own_namespaces(&store_root)?;
@@ -158,11 +159,14 @@ fn foreground(args: ForegroundArgs) -> anyhow::Result<ExitCode> {
         None => directory.remove().context("remove the container")?,
     }
     if let Some(path) = kept {
+        let name = container::kept::adopt(&path, &options, &command).unwrap_or_else(|error| {
+            ui::warn(format_args!("container {}: {}", store::short(&id), ui::chain(&error)));
+            store::short(&id).to_owned()
+        });
         ui::note(format_args!(
-            "container {}: its changes are in {}; remove them with: rm -rf {}",
-            store::short(&id),
+            "container {name}: its changes are in {}; see them with: layerfs diff {name}; remove them with: layerfs rm \
+             {name}",
             path.join(store::UPPER).display(),
-            path.display()
         ));
     }
     match result? {

@@ -215,7 +215,7 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        cgroup.place(pid, false).unwrap();
+        cgroup.place(pid, false, false).unwrap();
         drop(child.stdin.take());
         child
     }

@@ -34,6 +34,8 @@ pub(super) struct Wish {
 #[derive(Debug, Default)]
 pub(super) struct Program {
     pub(super) process: Option<ProcessIdentity>,
+    /// What it is called, where it was executed in the container.
+    pub(super) name: String,
     input: Option<OwnedFd>,
     buffer: Vec<u8>,
     input_ends: bool,

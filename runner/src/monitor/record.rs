@@ -112,6 +112,17 @@ impl Record {
         }
     }
 
+    /// Says that the calling process is its monitor. False when it said so already.
+    ///
+    /// # Errors
+    /// When /proc does not say when this process started.
+    pub fn take_over(&mut self) -> io::Result<bool> {
+        let own = Some(ProcessIdentity::of(rustix::process::getpid())?);
+        let before = (self.monitor, std::mem::replace(&mut self.boot, boot()));
+        self.monitor = own;
+        Ok((before.0, &before.1) != (own, &self.boot))
+    }
+
     /// Replaces the document in `directory`. A reader sees the old one or the new one. It need not survive a power cut,
     /// after which nothing of it runs.
     ///

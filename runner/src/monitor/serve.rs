@@ -19,7 +19,7 @@ use super::log::{Log, Rotation};
 use super::peer::{Peer, Role};
 use super::program::{self, Output, Program, Wish};
 use super::protocol::{self, DATA_MAX, Event};
-use super::record::{Record, Status, boot};
+use super::record::{Record, Status};
 use super::restart::{BackOff, RestartPolicy};
 use super::spawn::Inherited;
 use super::worker::{Body, Happening, Made, Report, Started, Undone, Worker};
@@ -112,6 +112,8 @@ struct Monitor<B> {
     probe: Option<Probe>,
     execs: Vec<(u32, Program)>,
     workers: Vec<(u32, Worker)>,
+    /// Processes that ended while a worker was making the container: the one behind the mount may be among them.
+    ended_early: Vec<i32>,
     oom: Option<OomWatch>,
     back_off: BackOff,
     stopping: Option<Stopping>,
@@ -164,9 +166,9 @@ impl<B: Body> Monitor<B> {
             None => None,
         };
         let mut record = settings.record.clone();
-        record.monitor = Some(ProcessIdentity::of(rustix::process::getpid())?);
-        record.boot = boot();
-        record.save(&settings.directory)?;
+        if record.take_over()? {
+            record.save(&settings.directory)?;
+        }
         Ok(Self {
             settings,
             body,
@@ -187,6 +189,7 @@ impl<B: Body> Monitor<B> {
             probe: None,
             execs: Vec::new(),
             workers: Vec::new(),
+            ended_early: Vec::new(),
             oom: None,
             back_off: BackOff::default(),
             stopping: None,
@@ -369,8 +372,12 @@ impl<B: Body> Monitor<B> {
         let Some(at) = self.workers.iter().position(|(own, _)| *own == key) else { return };
         let (_, worker) = self.workers.swap_remove(at);
         let (report, mut descriptors) = worker.report();
-        // It ends right after its report; what it has made is this process's child then.
-        rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(worker.pid()), WaitOptions::empty())).ok();
+        // It ends right after its report; what it has made is this process's child then. What it has not made is about to
+        // be taken away, and nobody else may be at it.
+        if matches!(report, Report::Failed(_)) {
+            let options = WaitOptions::empty();
+            rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(worker.pid()), options)).ok();
+        }
         match (key, report) {
             (MAIN, Report::Started { started, terminal, .. }) => {
                 let terminal = (terminal && !descriptors.is_empty()).then(|| descriptors.remove(0));
@@ -378,7 +385,7 @@ impl<B: Body> Monitor<B> {
                 self.has_started(started, terminal);
             }
             (MAIN, Report::Failed(undone)) => self.could_not_start(undone),
-            (_, Report::Executed(process)) => self.has_executed(key, process, descriptors.pop()),
+            (_, Report::Executed(executed)) => self.has_executed(key, executed, descriptors.pop()),
             (_, Report::Failed(undone)) => self.could_not_execute(key, undone),
             (_, Report::Started { .. }) => {}
         }
@@ -389,6 +396,8 @@ impl<B: Body> Monitor<B> {
             tracing::warn!(%error, "use the container's terminal");
         }
         self.main_process = program::open(started.process);
+        let has_no_root = started.mount.is_some_and(|mount| self.ended_early.contains(&mount.pid));
+        self.ended_early.clear();
         self.oom = Cgroup::borrowed(&started.cgroup).watch_oom().ok().flatten();
         self.started_at = Instant::now();
         self.phase = Phase::Running;
@@ -407,6 +416,10 @@ impl<B: Body> Monitor<B> {
         self.save();
         self.body.happened(&Happening::Started);
         self.tell_starter(&Event::Started { pid });
+        crate::host::give_memory_back();
+        if has_no_root {
+            self.mount_ended();
+        }
         if self.is_unwanted {
             self.ask_to_stop(None, None);
         }
@@ -481,9 +494,24 @@ impl<B: Body> Monitor<B> {
             }
         }
         if children {
+            self.hear_workers();
             self.reap();
         }
         Ok(())
+    }
+
+    /// Hears what workers have said by now. The end of a program comes after the report of the worker that has run it, but
+    /// poll(2) looks at one after the other: it may have missed the report and seen the end.
+    fn hear_workers(&mut self) {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let has_reported = |worker: &Worker| {
+            let mut wanted = [PollFd::new(worker, PollFlags::IN)];
+            rustix::event::poll(&mut wanted, Some(&at_once)).is_ok_and(|ready| ready > 0)
+        };
+        let ready = self.workers.iter().filter(|(_, worker)| has_reported(worker)).map(|(key, _)| *key);
+        for key in ready.collect::<Vec<_>>() {
+            self.hear_worker(key);
+        }
     }
 
     fn reap(&mut self) {
@@ -501,6 +529,8 @@ impl<B: Body> Monitor<B> {
                 self.exec_ended(at, status);
             } else if is(self.started.as_ref().and_then(|started| started.mount)) {
                 self.mount_ended();
+            } else if self.phase == Phase::Starting {
+                self.ended_early.push(pid);
             }
         }
     }

@@ -37,18 +37,14 @@ pub trait Body {
     ///
     /// # Errors
     /// Why not.
-    fn exec(
-        &mut self,
-        description: OwnedFd,
-        stdio: Stdio,
-    ) -> Result<(ProcessIdentity, Option<OwnedFd>), Undone>;
+    fn exec(&mut self, description: OwnedFd, stdio: Stdio) -> Result<(Executed, Option<OwnedFd>), Undone>;
 
     /// Executes the program that tells whether the container is healthy, as [`Self::exec`] does. Only called where the
     /// settings have a [`HealthCheck`](super::health::HealthCheck).
     ///
     /// # Errors
     /// Why not.
-    fn probe(&mut self, stdio: Stdio) -> Result<ProcessIdentity, Undone>;
+    fn probe(&mut self, stdio: Stdio) -> Result<Executed, Undone>;
 
     /// Something has happened to the container, and is written down. Called in the monitor itself.
     fn happened(&mut self, what: &Happening);
@@ -83,6 +79,23 @@ pub enum Happening {
     OutOfMemory,
     /// Its health is another now.
     Health(super::health::Health),
+    /// A client of its program has left by the keys for that.
+    Detached,
+    /// Its terminal has another size.
+    Resized(crate::config::TerminalSize),
+    /// A client of the executed program of this name has left by the keys for that.
+    ExecDetached(String),
+    /// The executed program of this name has ended; how, as a shell reports it.
+    ExecDied(String, u8),
+}
+
+/// A program that was executed in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executed {
+    /// The program.
+    pub process: ProcessIdentity,
+    /// What it is called in what happens to it.
+    pub name: String,
 }
 
 /// A program that runs.
@@ -123,7 +136,7 @@ pub(super) enum Report {
         /// So many descriptors come in all.
         descriptors: usize,
     },
-    Executed(ProcessIdentity),
+    Executed(Executed),
     Failed(Undone),
 }
 

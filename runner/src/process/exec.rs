@@ -19,7 +19,7 @@ use super::init::{At, expect, expect_start, leave_parent, open_root};
 use super::join::{bear_sibling, can_return_to_pid_namespace};
 use super::parent::{Container, CreateError, Stdio};
 use super::{environment, program};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Entrances};
 use crate::channel::{Channel, Failure, Message, Stage};
 use crate::config::{Config, MemoryPolicy, Process};
 use crate::namespaces::{ALL, Namespaces};
@@ -74,13 +74,14 @@ pub fn execute(execution: &Execution<'_>, stdio: Stdio, config: &Config) -> Resu
         sys::process::set_namespaces(pidfd, Namespaces::PID.bits()).map_err(CreateError::Fork)?;
     }
     let birthplace = execution.cgroup.unified_descriptor();
+    let entrances = if is_staged { None } else { execution.cgroup.entrances() };
     let birth = Birth { cgroup: birthplace.as_ref().map(AsFd::as_fd), ..Birth::default() };
     let (forked, is_born) = match sys::process::fork(birth) {
         Err(_) if birth.cgroup.is_some() => (sys::process::fork(Birth::default()), false),
         result => (result, birth.cgroup.is_some()),
     };
     let (pid, child) = match forked.map_err(CreateError::Fork)? {
-        Forked::Child => run(execution, namespaces, &stdio, &theirs, is_staged),
+        Forked::Child => run(execution, namespaces, &stdio, &theirs, entrances.as_ref(), is_staged),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs);
@@ -92,7 +93,7 @@ pub fn execute(execution: &Execution<'_>, stdio: Stdio, config: &Config) -> Resu
         container.await_birth(config)?;
     }
     let pid = container.pid();
-    execution.cgroup.place(pid, is_born)?;
+    execution.cgroup.place(pid, is_born, entrances.is_some())?;
     container.placed()?;
     container.await_ready(config, &|_| Vec::new())?;
     Ok(container)
@@ -132,10 +133,11 @@ fn run(
     namespaces: Namespaces,
     stdio: &Stdio,
     channel: &Channel,
+    entrances: Option<&Entrances>,
     is_staged: bool,
 ) -> ! {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let Err(failure) = become_program(execution, namespaces, stdio, channel, is_staged);
+        let Err(failure) = become_program(execution, namespaces, stdio, channel, entrances, is_staged);
         // Without a parent there is nobody to tell.
         channel.send(&Message::Failed(failure), None).ok();
     }));
@@ -148,11 +150,15 @@ fn become_program(
     namespaces: Namespaces,
     stdio: &Stdio,
     channel: &Channel,
+    entrances: Option<&Entrances>,
     is_staged: bool,
 ) -> Result<Infallible, Failure> {
     let process = execution.process;
     let (_, pidfd) = execution.target;
     rustix::thread::set_name(c"layerfs:exec").ok();
+    if let Some(entrances) = entrances {
+        entrances.enter().at(Stage::Cgroup)?;
+    }
     leave_parent(stdio, execution.preserve_fds, &[channel.as_fd(), pidfd]).at(Stage::Namespaces)?;
     let mut wanted = namespaces.difference(Namespaces::PID);
     if is_staged {

@@ -16,7 +16,7 @@ use super::identity::{self, Labels, confine, find_program};
 use super::join::{self, Openings};
 use super::parent::Stdio;
 use super::{environment, pid1, program};
-use crate::cgroup::Hierarchies;
+use crate::cgroup::{Entrances, Hierarchies};
 use crate::channel::{Channel, Failure, FailureKind, Message, Received, Stage};
 use crate::config::Config;
 use crate::namespaces::Namespaces;
@@ -41,6 +41,8 @@ pub(super) struct Inheritance<'a> {
     pub(super) listener: Option<BorrowedFd<'a>>,
     /// A directory of the unified hierarchy to be born in; used by the process in between only.
     pub(super) cgroup: Option<BorrowedFd<'a>>,
+    /// Where it moves itself, without a process in between.
+    pub(super) entrances: Option<&'a Entrances>,
     pub(super) is_staged: bool,
 }
 
@@ -77,6 +79,9 @@ fn become_program(
     start_channel: &mut Option<Channel>,
 ) -> Result<Infallible, Failure> {
     let config = inheritance.config;
+    if let Some(entrances) = inheritance.entrances {
+        entrances.enter().at(Stage::Cgroup)?;
+    }
     begin(inheritance).at(Stage::Namespaces)?;
     let channel = &inheritance.channel;
     let openings = inheritance.openings;

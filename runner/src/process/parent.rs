@@ -217,6 +217,8 @@ impl Container {
         let is_staged = join::is_staged(&config, &openings);
         let (ours, theirs) = Channel::pair().map_err(CreateError::Channel)?;
         let birthplace = cgroup.as_ref().and_then(Cgroup::unified_descriptor);
+        // The process in between does without: init alone is the container's.
+        let entrances = cgroup.as_ref().filter(|_| !is_staged).and_then(Cgroup::entrances);
         let listener = outliving.as_ref().map(|outliving| outliving.listener);
         let inheritance = Inheritance {
             config: &config,
@@ -228,6 +230,7 @@ impl Container {
             channel: theirs,
             listener,
             cgroup: birthplace.as_ref().map(AsFd::as_fd),
+            entrances: entrances.as_ref(),
             is_staged,
         };
         let (forked, is_born) = bear(&openings, inheritance)?;
@@ -245,7 +248,7 @@ impl Container {
             container.say(&Message::Mapped)?;
         }
         if let Some(cgroup) = &container.cgroup {
-            cgroup.place(container.pid, is_born)?;
+            cgroup.place(container.pid, is_born, entrances.is_some())?;
         }
         container.take_devices(&devices)?;
         container.say(&Message::Placed)?;

@@ -23,19 +23,37 @@ impl Runtime {
         if view.status() != Status::Created {
             return Err(view.refused("start", ""));
         }
-        let pid = view.pid();
         let mut record = view.record().clone();
-        let socket =
-            socket::connect(&locked.directory).on("reach the first process in", &locked.directory)?;
-        let state = record.state("created", Some(pid)).to_string();
-        let listener = start_over(socket, state.as_bytes())?;
+        begin(&locked, &record, view.pid())?;
         record.status = Status::Running;
-        if let Some(listener) = listener {
-            hand_listener_over(&record, pid, &listener)?;
-        }
         record.save(&locked.directory)?;
+        run_late(&locked, &record, view.pid(), "poststart", |hooks| &hooks.poststart);
+        Ok(())
+    }
+
+    /// As [`Self::start`], of a container that the caller has just created and that nobody else knows. That it runs is not
+    /// written down: whoever wants to know finds that its first process does not wait any more.
+    ///
+    /// # Errors
+    /// When its program cannot be executed.
+    pub fn start_new(&self, id: &str) -> Result<(), RuntimeError> {
+        let locked = self.lock(id)?;
+        let missing = || RuntimeError::Missing { id: id.to_owned() };
+        let record = Record::load(&locked.directory)?.ok_or_else(missing)?;
+        let pid = record.process.ok_or_else(missing)?.pid;
+        begin(&locked, &record, pid)?;
         run_late(&locked, &record, pid, "poststart", |hooks| &hooks.poststart);
         Ok(())
+    }
+}
+
+/// Tells the first process, and hands the listener of its filter over.
+fn begin(locked: &Locked, record: &Record, pid: i32) -> Result<(), RuntimeError> {
+    let socket = socket::connect(&locked.directory).on("reach the first process in", &locked.directory)?;
+    let state = record.state("created", Some(pid)).to_string();
+    match start_over(socket, state.as_bytes())? {
+        Some(listener) => hand_listener_over(record, pid, &listener),
+        None => Ok(()),
     }
 }
 

@@ -74,22 +74,103 @@ pub(super) struct Section {
 }
 
 /// The whole program; `None` when it is too long.
+///
+/// It is written from its end to its beginning: jumps lead forward only, so that where they lead is known by then. Equal
+/// answers within the reach of a jump are one instruction: the kernel checks, translates and copies each of them at every
+/// start of a container and of every program that is executed in one.
 pub(super) fn program(sections: &[Section], default: Answer) -> Option<Vec<Instruction>> {
-    let mut program = vec![operation(LOAD, ARCHITECTURE)];
-    for section in sections {
-        let mut body = vec![operation(LOAD, NUMBER)];
+    let mut code = Backwards::default();
+    let mut next = code.answer(Answer(libc::SECCOMP_RET_KILL_PROCESS));
+    for section in sections.iter().rev() {
+        let mut body = search(&mut code, &ranges(section, default))?;
         if section.refuses_x32 {
             let x32 = if default.refuses() { default } else { Answer(libc::SECCOMP_RET_ERRNO | 38) };
-            body.push(jump(JUMP_AT_LEAST, X32_BIT, 0, 1));
-            body.push(operation(RETURN, x32.0));
+            let refused = code.answer(x32);
+            body = code.branch(JUMP_AT_LEAST, X32_BIT, refused, body)?;
         }
-        search(&mut body, &ranges(section, default))?;
-        program.push(jump(JUMP_EQUAL, section.audit, 1, 0));
-        program.push(operation(JUMP, u32::try_from(body.len()).ok()?));
-        program.extend(body);
+        body = code.before(body, operation(LOAD, NUMBER))?;
+        next = code.branch(JUMP_EQUAL, section.audit, body, next)?;
     }
-    program.push(operation(RETURN, libc::SECCOMP_RET_KILL_PROCESS));
-    (program.len() <= LENGTH_MAX).then_some(program)
+    code.before(next, operation(LOAD, ARCHITECTURE))?;
+    code.finish()
+}
+
+/// Where an instruction is, counted from the end of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place(usize);
+
+/// A program, its last instruction first.
+#[derive(Debug, Default)]
+struct Backwards {
+    code: Vec<Instruction>,
+    /// The foremost instruction that gives an answer.
+    answers: BTreeMap<u32, Place>,
+}
+
+impl Backwards {
+    fn push(&mut self, instruction: Instruction) -> Place {
+        self.code.push(instruction);
+        Place(self.code.len() - 1)
+    }
+
+    /// How many instructions the next one would have to pass over to come to `place`.
+    fn distance(&self, place: Place) -> usize {
+        self.code.len() - 1 - place.0
+    }
+
+    /// A place that gives the answer, within the reach of what is written next (and next but one).
+    fn answer(&mut self, answer: Answer) -> Place {
+        if let Some(place) = self.answers.get(&answer.0).copied()
+            && self.distance(place) + 2 < usize::from(u8::MAX)
+        {
+            return place;
+        }
+        let place = self.push(operation(RETURN, answer.0));
+        self.answers.insert(answer.0, place);
+        place
+    }
+
+    /// `place`, or one within reach that leads there.
+    fn near(&mut self, place: Place) -> Option<Place> {
+        let distance = self.distance(place);
+        // The one for the other target of the same jump may come between.
+        if distance + 1 < usize::from(u8::MAX) {
+            return Some(place);
+        }
+        // An answer again is as short as a jump to it.
+        match self.code.get(place.0).filter(|there| there.code == RETURN).map(|there| there.constant) {
+            Some(answer) => Some(self.answer(Answer(answer))),
+            None => Some(self.push(operation(JUMP, u32::try_from(distance).ok()?))),
+        }
+    }
+
+    /// Goes on at `then` where the comparison holds, else at `or`.
+    fn branch(&mut self, code: u16, constant: u32, then: Place, or: Place) -> Option<Place> {
+        let (then, or) = (self.near(then)?, self.near(or)?);
+        let offset = |place| u8::try_from(self.distance(place)).ok();
+        let branch = jump(code, constant, offset(then)?, offset(or)?);
+        Some(self.push(branch))
+    }
+
+    /// `instruction`, and then on at `place`.
+    fn before(&mut self, place: Place, instruction: Instruction) -> Option<Place> {
+        let distance = self.distance(place);
+        if distance > 0 {
+            self.push(operation(JUMP, u32::try_from(distance).ok()?));
+        }
+        Some(self.push(instruction))
+    }
+
+    /// A piece of code that leads nowhere else.
+    fn piece(&mut self, piece: Vec<Instruction>) -> Option<Place> {
+        self.code.extend(piece.into_iter().rev());
+        self.code.len().checked_sub(1).map(Place)
+    }
+
+    fn finish(mut self) -> Option<Vec<Instruction>> {
+        self.code.reverse();
+        (self.code.len() <= LENGTH_MAX).then_some(self.code)
+    }
 }
 
 /// What is done from a number on, up to the next range.
@@ -121,19 +202,23 @@ fn ranges(section: &Section, default: Answer) -> Vec<Range> {
 }
 
 /// Finds the range of the number that is loaded, by halves.
-fn search(program: &mut Vec<Instruction>, ranges: &[Range]) -> Option<()> {
+fn search(code: &mut Backwards, ranges: &[Range]) -> Option<Place> {
     match ranges {
-        [] => Some(()),
-        [range] => decide(program, &range.rules),
+        [] => None,
+        [Range { rules, .. }] => match &rules[..] {
+            [Rule { conditions, answer }] if conditions.is_empty() => Some(code.answer(*answer)),
+            rules => {
+                let mut piece = Vec::new();
+                decide(&mut piece, rules)?;
+                code.piece(piece)
+            }
+        },
         _ => {
             let (lower, upper) = ranges.split_at(ranges.len() / 2);
-            let mut below = Vec::new();
-            search(&mut below, lower)?;
-            // Offsets of conditional jumps are short; the plain one is not.
-            program.push(jump(JUMP_AT_LEAST, upper.first()?.first, 0, 1));
-            program.push(operation(JUMP, u32::try_from(below.len()).ok()?));
-            program.extend(below);
-            search(program, upper)
+            let first = upper.first()?.first;
+            let upper = search(code, upper)?;
+            let lower = search(code, lower)?;
+            code.branch(JUMP_AT_LEAST, first, upper, lower)
         }
     }
 }

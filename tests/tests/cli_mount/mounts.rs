@@ -127,6 +127,11 @@ fn manual_pages_and_completions() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(call(&format!("completion {shell}")).contains("umount"), "{shell}");
     }
+    // What bash is offered behind `layerfs help container`.
+    let bash = call("completion bash");
+    let offered = bash.split("layerfs__subcmd__help__subcmd__container)").nth(1).unwrap_or_default();
+    let offered = offered.lines().find(|line| line.contains("opts=")).unwrap_or_default();
+    assert!(offered.contains("start") && offered.contains("prune"), "{offered:?}");
     let pages = scratch.path().join("man/man1");
     run(&[OsStr::new("man"), pages.as_os_str()]);
     for page in ["layerfs.1", "layerfs-mount.1", "layerfs-umount.1", "layerfs-index.1", "layerfs-run.1"] {

@@ -102,3 +102,48 @@ fn what_happens_is_told() {
     );
     assert_ne!(world.layerfs(&["events", "--filter", "what=1"]).code, 0);
 }
+
+#[test]
+fn what_is_done_in_and_with_containers_is_told() {
+    let Some(world) = World::new() else { return };
+    world.ok(&["run", "-d", "--name", "c", "-v", "vol:/v", "box", "sleep", "1000"]);
+    assert_eq!(world.layerfs(&["exec", "c", "sh", "-c", "exit 7"]).code, 7);
+    world.ok(&["cp", "c:/srv/plain", world.path().join("plain").to_str().unwrap()]);
+    world.ok(&["commit", "c", "made"]);
+    world.ok(&["export", "-o", world.path().join("c.tar").to_str().unwrap(), "c"]);
+    world.ok(&["update", "--restart", "no", "c"]);
+    world.ok(&["stop", "-t", "0", "c"]);
+    world.ok(&["container", "prune", "-f"]);
+    world.ok(&["image", "prune", "-f"]);
+    world.ok(&["volume", "prune", "-af"]);
+    let select = |filter: &str, format: &str| {
+        world.ok(&["events", "--since", "1h", "--until", "0s", "--filter", filter, "--format", format])
+    };
+    let happened = select("container=c", "{{.Action}}");
+    let happened: Vec<&str> = happened.lines().collect();
+    // The end of a program is told by its monitor: before or after its client is.
+    let (ends, happened): (Vec<&str>, Vec<&str>) =
+        happened.into_iter().partition(|action| *action == "exec_die");
+    assert_eq!(ends, ["exec_die"]);
+    let expected = [
+        "create",
+        "start",
+        "exec_create: sh -c exit 7",
+        "exec_start: sh -c exit 7",
+        "archive-path",
+        "commit",
+        "export",
+        "update",
+        "die",
+        "stop",
+        "destroy",
+    ];
+    let known: Vec<&str> = happened.into_iter().filter(|action| expected.contains(action)).collect();
+    assert_eq!(known, expected);
+    assert_eq!(select("event=exec_die", "{{.Actor.Attributes.exitCode}}"), "7");
+    let ids = select("event=exec_create", "{{.Actor.Attributes.execID}}");
+    assert!(ids.len() == 64 && select("event=exec_start", "{{.Actor.Attributes.execID}}") == ids, "{ids}");
+    let pruned = select("event=prune", "{{.Type}}");
+    assert_eq!(pruned.lines().collect::<Vec<_>>(), ["container", "image", "volume"]);
+    assert_eq!(select("volume=vol", "{{.Action}}"), "create\nmount\nunmount\ndestroy");
+}

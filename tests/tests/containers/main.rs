@@ -9,11 +9,13 @@
 )]
 
 mod apply;
+mod apply_filesystems;
 mod changes;
 mod chaos;
 mod crash;
 mod files;
 mod health;
+mod kept;
 mod lifecycle;
 mod options;
 mod sharing;

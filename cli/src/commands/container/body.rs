@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use layerfs_image::store::LayerHold;
 use layerfs_runner::config::Choice;
 use layerfs_runner::host::ReadOnlyView;
-use layerfs_runner::monitor::{Body, Happening, Made, Started, Undone};
+use layerfs_runner::monitor::{Begun, Body, Executed, Happening, Made, Started, Undone};
 use layerfs_runner::runtime::{CreateRequest, ExecRequest, Runtime, RuntimeError};
 use layerfs_runner::state::ProcessIdentity;
 use layerfs_runner::{CreateError, FailureKind, Stdio};
@@ -25,7 +25,8 @@ use super::store::{Container, Containers};
 use super::{create, etc, network, parts, spec, store, volume};
 use crate::commands::run::{Identity, remove_tree, store_root};
 use crate::logging::LogOptions;
-use crate::{events, images, mount_process, ui};
+use crate::mount_process::{self, Pending};
+use crate::{events, images, ui};
 
 /// The process behind the mount, written down as soon as there is one.
 const MOUNT: &str = "mount.json";
@@ -48,6 +49,8 @@ pub(super) struct ExecDescription {
 pub(super) struct Own {
     pub(super) container: Container,
     pub(super) log: LogOptions,
+    /// The mount of its root filesystem that was begun before this process was.
+    pub(super) begun: Option<Pending>,
 }
 
 /// The runtime's records of a container.
@@ -90,9 +93,16 @@ impl Own {
             // Of a command that was killed while it had the container mounted for itself.
             process.kill().context("end the process of an earlier mount")?;
         }
+        self.mounted(self.begin_mount(true)?.context("begin to mount the root filesystem")?)
+    }
+
+    /// Makes the process that mounts the root filesystem. `None` where a layer would have to be unpacked before, and that
+    /// is not wanted.
+    fn begin_mount(&self, may_unpack: bool) -> anyhow::Result<Option<Pending>> {
+        let directory = self.directory();
         // Gone after a removal that came to nothing.
         fs::create_dir_all(self.merged()).context("make a mountpoint")?;
-        let (lowers, holds) = self.lowers()?;
+        let Some((lowers, holds)) = self.lowers(may_unpack)? else { return Ok(None) };
         let upper = UpperSpec { upper: directory.join("upper"), work: directory.join("work") };
         if let Some(top) = lowers.first() {
             create::take_attributes(&top.path, &upper.upper)
@@ -107,15 +117,22 @@ impl Own {
         let mut log = self.log.clone();
         log.file = Some(directory.join("mount.log"));
         let held: Vec<_> = holds.iter().map(LayerHold::as_fd).collect();
-        // The process writes it down itself: whoever waits for it here may be killed meanwhile.
+        // The process writes it down itself: whoever waits for it may be killed meanwhile.
         let announce = directory.join(MOUNT);
-        let mount = mount_process::spawn_holding(&config, &self.merged(), &log, &held, Some(&announce))
-            .inspect_err(|_| drop(fs::remove_file(&announce)))
+        mount_process::begin_holding(&config, &self.merged(), &log, &held, &announce)
+            .context("mount the root filesystem")
+            .map(Some)
+    }
+
+    fn mounted(&self, pending: Pending) -> anyhow::Result<ProcessIdentity> {
+        let mount = pending
+            .wait()
+            .inspect_err(|_| drop(fs::remove_file(self.directory().join(MOUNT))))
             .context("mount the root filesystem")?;
         ProcessIdentity::of(mount.pid).context("look at the mount process")
     }
 
-    fn lowers(&self) -> anyhow::Result<(Vec<LowerSpec>, Vec<LayerHold>)> {
+    fn lowers(&self, may_unpack: bool) -> anyhow::Result<Option<Lowers>> {
         let config = &self.container.config;
         if let Some(rootfs) = &config.rootfs {
             let lower = self.directory().join("lower");
@@ -131,11 +148,12 @@ impl Own {
             if rootfs.parent().is_some() && index.is_file() {
                 layer.index = Some(index);
             }
-            return Ok((vec![layer], Vec::new()));
+            return Ok(Some((vec![layer], Vec::new())));
         }
         let id = config.image.as_deref().context("the container is on no image")?;
-        image_lowers(id, &config.image_name)
+        image_lowers(id, &config.image_name, may_unpack)
     }
+
     /// Mounts the images that it has beside its own.
     fn mount_images(&self) -> anyhow::Result<()> {
         let directory = self.directory();
@@ -146,7 +164,8 @@ impl Own {
         processes.clear();
         for (at, mount) in self.container.config.mounts.iter().enumerate() {
             let MountSpec::Image { image, name, .. } = mount else { continue };
-            let (lowers, holds) = image_lowers(image, name)?;
+            let found = image_lowers(image, name, true)?;
+            let (lowers, holds) = found.with_context(|| format!("unpack image {name}"))?;
             let place = image_place(directory, at);
             fs::create_dir_all(&place).context("make a mountpoint")?;
             let mut config = Config::new(lowers, None);
@@ -163,8 +182,11 @@ impl Own {
         Ok(())
     }
 
-    fn run(&self, stdio: Stdio) -> anyhow::Result<Made> {
-        let mount = self.mount()?;
+    fn run(&mut self, stdio: Stdio) -> anyhow::Result<Made> {
+        let mount = match self.begun.take() {
+            Some(pending) => self.mounted(pending)?,
+            None => self.mount()?,
+        };
         self.mount_images()?;
         let directory = self.directory();
         let merged = self.merged();
@@ -195,16 +217,26 @@ impl Own {
         drop(container);
         let pid = Pid::from_raw(process.pid).context("look at the container's process")?;
         // Name and networks may be others by now.
+        self.tell_of_volumes("mount");
         let kept = network::join(&store::read_for_monitor(directory)?.config, directory, pid)?;
-        runtime.start(&config.id)?;
+        runtime.start_new(&config.id)?;
         Ok(Made { started: Started { process, mount: Some(mount), cgroup }, terminal, kept })
     }
 
-    fn execute(
-        &self,
-        description: OwnedFd,
-        stdio: Stdio,
-    ) -> anyhow::Result<(ProcessIdentity, Option<OwnedFd>)> {
+    /// The event of each of its volumes.
+    fn tell_of_volumes(&self, action: &str) {
+        let config = &self.container.config;
+        for mount in &config.mounts {
+            let MountSpec::Volume { name, target, read_only, .. } = mount else { continue };
+            let writable = (!read_only).to_string();
+            let more = [("destination", target.as_str()), ("propagation", ""), ("read/write", &writable)];
+            let more = if action == "mount" { &more[..] } else { &[] };
+            let attributes = [&[("container", config.id.as_str())], more].concat();
+            events::volume_of(action, name, &attributes);
+        }
+    }
+
+    fn execute(&self, description: OwnedFd, stdio: Stdio) -> anyhow::Result<(Executed, Option<OwnedFd>)> {
         let mut text = Vec::new();
         let mut file = File::from(description);
         std::io::Seek::rewind(&mut file).context("read the description")?;
@@ -216,9 +248,13 @@ impl Own {
         &self,
         wanted: ExecDescription,
         stdio: Stdio,
-    ) -> anyhow::Result<(ProcessIdentity, Option<OwnedFd>)> {
+    ) -> anyhow::Result<(Executed, Option<OwnedFd>)> {
         let directory = self.directory();
         let config = &self.container.config;
+        let name = create::new_id()?;
+        for action in ["exec_create", "exec_start"] {
+            events::executed(&format!("{action}: {}", wanted.args.join(" ")), config, &name, &[]);
+        }
         let user = wanted.user.as_deref().unwrap_or(&config.user);
         let identity = Identity::resolve_with(Some(user), &config.groups, &self.merged())?;
         give(&stdio, &identity)?;
@@ -262,12 +298,13 @@ impl Own {
         let mut executed = runtime_of(directory).exec(request)?;
         executed.release();
         let process = ProcessIdentity::of(executed.pid()).context("look at the process")?;
-        Ok((process, executed.take_terminal()))
+        Ok((Executed { process, name }, executed.take_terminal()))
     }
 
     fn take_away(&self, last: bool, remove: bool) -> anyhow::Result<()> {
         let directory = self.directory();
         network::leave(&self.container.config, directory)?;
+        self.tell_of_volumes("unmount");
         runtime_of(directory).delete(&self.container.config.id, true)?;
         if !last {
             return Ok(());
@@ -301,14 +338,18 @@ impl Own {
     }
 }
 
-/// The layers of an image, the topmost first, held as long as they are in use.
-fn image_lowers(id: &str, name: &str) -> anyhow::Result<(Vec<LowerSpec>, Vec<LayerHold>)> {
+/// Layers, the topmost first, held as long as they are in use.
+type Lowers = (Vec<LowerSpec>, Vec<LayerHold>);
+
+/// The layers of an image. `None` where one is not unpacked, and that `may_unpack` not be done.
+fn image_lowers(id: &str, name: &str, may_unpack: bool) -> anyhow::Result<Option<Lowers>> {
     let store = images::open_store()?;
     let image = images::find(&store, id)?;
     let hold = || image.mounted_layers().iter().map(|diff_id| store.hold_layer(diff_id)).collect();
     let holds: Result<Vec<LayerHold>, _> = hold();
     let holds = match holds {
         Ok(holds) => holds,
+        Err(_) if !may_unpack => return Ok(None),
         // A layer is not unpacked; held ones stay.
         Err(_) => images::with_session(&store, |session| {
             store.ensure_layers(session, &image)?;
@@ -325,7 +366,20 @@ fn image_lowers(id: &str, name: &str) -> anyhow::Result<(Vec<LowerSpec>, Vec<Lay
         lower.immutable = true;
         lower
     };
-    Ok((holds.iter().map(lower).collect(), holds))
+    Ok(Some((holds.iter().map(lower).collect(), holds)))
+}
+
+/// Called in the process that becomes the monitor, before it starts as that: says so in the state, and has the root
+/// filesystem mounted meanwhile. `None`: the monitor does it, and says what is wrong.
+pub(super) fn begin(container: &Container) -> Option<Begun> {
+    let mut record = container.record.clone();
+    record.take_over().and_then(|_| record.save(&container.directory)).ok()?;
+    if mount_process_of(&container.directory).is_some_and(ProcessIdentity::is_alive) {
+        return None;
+    }
+    let own = Own { container: container.clone(), log: LogOptions::from_env(), begun: None };
+    let (pid, descriptor) = own.begin_mount(false).ok().flatten()?.into_parts();
+    Some(Begun { descriptor, word: pid.as_raw_nonzero().to_string().into() })
 }
 
 /// Ends the mount of the root filesystem, and what is mounted in it and under it.
@@ -390,11 +444,11 @@ impl Body for Own {
         self.run(stdio).map_err(|error| undone(&error))
     }
 
-    fn probe(&mut self, stdio: Stdio) -> Result<ProcessIdentity, Undone> {
+    fn probe(&mut self, stdio: Stdio) -> Result<Executed, Undone> {
         let args = self.container.config.health.as_ref().map(HealthConfig::args).unwrap_or_default();
         let description = ExecDescription { args, ..ExecDescription::default() };
         match self.execute_described(description, stdio) {
-            Ok((process, _)) => Ok(process),
+            Ok((executed, _)) => Ok(executed),
             Err(error) => Err(undone(&error)),
         }
     }
@@ -408,18 +462,27 @@ impl Body for Own {
             Happening::Health(health) => {
                 events::container(&format!("health_status: {}", health.word()), config, &[]);
             }
+            Happening::Detached => events::container("detach", config, &[]),
+            Happening::Resized(size) => {
+                let (height, width) = (size.rows.to_string(), size.columns.to_string());
+                events::container("resize", config, &[("height", &height), ("width", &width)]);
+            }
+            Happening::ExecDetached(name) => events::executed("exec_detach", config, name, &[]),
+            Happening::ExecDied(name, code) => {
+                events::executed("exec_die", config, name, &[("exitCode", &code.to_string())]);
+            }
         }
     }
 
-    fn exec(
-        &mut self,
-        description: OwnedFd,
-        stdio: Stdio,
-    ) -> Result<(ProcessIdentity, Option<OwnedFd>), Undone> {
+    fn exec(&mut self, description: OwnedFd, stdio: Stdio) -> Result<(Executed, Option<OwnedFd>), Undone> {
         self.execute(description, stdio).map_err(|error| undone(&error))
     }
 
     fn clean_up(&mut self, _started: Option<&Started>, last: bool, remove: bool) -> Result<(), String> {
+        if let Some(pending) = self.begun.take() {
+            // What it has mounted is known from here on, also where the start did not come to that.
+            pending.settle();
+        }
         self.take_away(last, remove).map_err(|error| ui::chain(&error))
     }
 }

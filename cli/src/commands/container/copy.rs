@@ -19,6 +19,7 @@ use clap::Args;
 
 use self::place::{Kind, Root};
 use self::unpack::Owner;
+use super::store::Containers;
 use crate::exit::Usage;
 use crate::images::human;
 use crate::ui;
@@ -136,6 +137,13 @@ pub(crate) fn copy(args: CopyArgs) -> anyhow::Result<ExitCode> {
     };
     from.finish()?;
     to.finish()?;
+    for (end, action) in [(&source, "archive-path"), (&target, "extract-to-dir")] {
+        if let End::Container(name, _) = end
+            && let Ok(container) = Containers::open().and_then(|containers| containers.find(name))
+        {
+            crate::events::container(action, &container.config, &[]);
+        }
+    }
     if !args.quiet && !matches!(target, End::Stream) && std::io::stderr().is_terminal() {
         ui::note(format_args!("Successfully copied {} to {}", human::size(bytes), args.target.display()));
     }

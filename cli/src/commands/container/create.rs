@@ -116,20 +116,32 @@ fn new_cidfile(path: &Path) -> anyhow::Result<(PathBuf, fs::File)> {
 
 /// What cannot be had is refused before anything is made.
 fn refuse(options: &CreateOptions) -> anyhow::Result<()> {
-    let words = [
-        (
-            options.gpus.is_some(),
-            "--gpus: devices are given by --device; there is no support for GPUs as such",
-        ),
-        (
-            options.userns.as_deref().is_some_and(|mode| !matches!(mode, "" | "host")),
-            "--userns: there is host: a container has the user namespace of who runs it; for one of its own, run \
-             layerfs as an ordinary user",
-        ),
-    ];
+    let words = [(
+        options.gpus.is_some(),
+        "--gpus: devices are given by --device; there is no support for GPUs as such",
+    )];
+    refuse_user_namespace(options.userns.as_deref().unwrap_or_default())?;
     match words.into_iter().find(|(given, _)| *given) {
         Some((_, words)) => Err(Usage(words.into()).into()),
         None => Ok(()),
+    }
+}
+
+/// Docker knows `host`, podman others besides.
+fn refuse_user_namespace(mode: &str) -> anyhow::Result<()> {
+    let kind = mode.split([':', '=']).next().unwrap_or_default();
+    match kind {
+        _ if matches!(mode, "" | "host") => Ok(()),
+        "auto" | "keep-id" | "nomap" | "private" | "ns" | "container" => Err(Hinted {
+            message: format!(
+                "--userns={mode}: a container has the user namespace of who runs it, and none of its own"
+            ),
+            hint: "run layerfs as an ordinary user: its containers are in a user namespace, with the ids of \
+                   /etc/subuid and /etc/subgid"
+                .into(),
+        }
+        .into()),
+        _ => Err(Usage(format!("--userns: invalid USER mode: {mode:?}; there is host")).into()),
     }
 }
 

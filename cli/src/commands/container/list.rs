@@ -131,7 +131,7 @@ fn row(container: &Container, leases: &[Lease], whole: bool, wants_size: bool) -
     let mounts: Vec<String> = config.mounts.iter().filter_map(mount).collect();
     let volumes = config.mounts.iter().filter(|mount| matches!(mount, MountSpec::Volume { .. })).count();
     let ports = match container.record.status {
-        Status::Running => network::ports_column(config, leases),
+        Status::Running => super::ports_column::ports_column(config, leases),
         _ => String::new(),
     };
     let mut networks = vec![config.network.word()];

@@ -6,13 +6,15 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use layerfs_runner::monitor::log::Rotation;
-use layerfs_runner::monitor::{Settings, serve, take_inherited};
+use layerfs_runner::monitor::{Settings, serve, take_begun, take_inherited};
+use rustix::process::Pid;
 
 use super::body::Own;
 use super::config::ContainerConfig;
 use super::create_values::bytes;
 use super::store::{self, LOG};
 use crate::logging::LogOptions;
+use crate::mount_process::Pending;
 
 /// Seconds until a container that was asked to stop is killed, if it says nothing else.
 const STOP_TIMEOUT: i64 = 10;
@@ -26,14 +28,22 @@ pub(crate) struct MonitorArgs {
     connection: i32,
     /// Number of the descriptor that holds the container's lock.
     lock: i32,
+    /// Number of the descriptor on which a mount process reports that was begun before.
+    report: Option<i32>,
+    /// The number of that process.
+    mount: Option<i32>,
 }
 
 pub(crate) fn monitor(args: MonitorArgs) -> anyhow::Result<ExitCode> {
     let inherited = take_inherited(args.connection, args.lock)?;
+    let begun = match (args.report, args.mount.and_then(Pid::from_raw)) {
+        (Some(report), Some(pid)) => Some(Pending::of(pid, take_begun(report)?)),
+        _ => None,
+    };
     let mut log = LogOptions::from_env();
     log.file = Some(args.directory.join("monitor.log"));
     log.start()?;
-    let result = be(args.directory, log, inherited);
+    let result = be(args.directory, log, inherited, begun);
     if let Err(error) = &result {
         tracing::error!("{error:#}");
     }
@@ -44,13 +54,14 @@ fn be(
     directory: PathBuf,
     log: LogOptions,
     inherited: layerfs_runner::monitor::Inherited,
+    begun: Option<Pending>,
 ) -> anyhow::Result<()> {
     // `ROOT/containers/ID`. Who is root here may be an ordinary user of the machine.
     let root = directory.parent().and_then(Path::parent).context("find the store of the container")?;
     crate::commands::run::set_root(root);
     let container = store::read_for_monitor(&directory)?;
     let settings = settings_of(&container.config, &container)?;
-    serve(settings, Own { container, log }, inherited).context("watch the container")
+    serve(settings, Own { container, log, begun }, inherited).context("watch the container")
 }
 
 fn settings_of(config: &ContainerConfig, container: &store::Container) -> anyhow::Result<Settings> {

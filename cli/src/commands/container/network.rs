@@ -503,7 +503,7 @@ pub(super) fn bindings(config: &ContainerConfig) -> Value {
 }
 
 /// A port, or the range that one is taken from.
-fn ports_of((first, last): (u16, u16)) -> String {
+pub(super) fn ports_of((first, last): (u16, u16)) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
@@ -513,33 +513,6 @@ fn leases(id: &str) -> Vec<Lease> {
         return Vec::new();
     }
     open().and_then(|networks| networks.leases_of(id).map_err(told)).unwrap_or_default()
-}
-
-/// The column PORTS of `ps`: what is published, then what is exposed only.
-pub(super) fn ports_column(config: &ContainerConfig, leases: &[Lease]) -> String {
-    let mut published: Vec<(u16, String, String)> = Vec::new();
-    for port in leases.iter().filter(|lease| lease.container == config.id).flat_map(|lease| &lease.ports) {
-        let host = std::net::SocketAddr::new(port.host_ip, port.host_port);
-        let protocol = port.protocol.to_string();
-        published.push((
-            port.container_port,
-            protocol.clone(),
-            format!("{host}->{}/{protocol}", port.container_port),
-        ));
-    }
-    if config.network == NetworkMode::Userland {
-        for mapping in &config.networking.ports {
-            let host = mapping.host.map_or_else(|| mapping.container.port.to_string(), ports_of);
-            let address = mapping.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
-            let (port, protocol) = (mapping.container.port, mapping.container.protocol.to_string());
-            published.push((port, protocol.clone(), format!("{address}:{host}->{port}/{protocol}")));
-        }
-    }
-    let is_published =
-        |text: &&String| published.iter().any(|(port, protocol, _)| **text == format!("{port}/{protocol}"));
-    let exposed: Vec<String> = config.exposed.iter().filter(|text| !is_published(text)).cloned().collect();
-    published.sort();
-    published.into_iter().map(|(_, _, text)| text).chain(exposed).collect::<Vec<_>>().join(", ")
 }
 
 /// All leases there are, for lists; none where they cannot be read.

@@ -64,8 +64,8 @@ pub(crate) fn remove_stopped(filters: &[String]) -> anyhow::Result<Pruned> {
     let filters = Filters::parse(filters, FILTERS)?;
     let mut pruned = Pruned::default();
     for container in containers.all()? {
-        let is_over = matches!(container.record.status, Status::Created | Status::Exited | Status::Dead)
-            && !container.record.is_watched();
+        // One that has just ended may have its monitor still, which is waited for.
+        let is_over = matches!(container.record.status, Status::Created | Status::Exited | Status::Dead);
         if !is_over || !filters.admit(&container, &[]) {
             continue;
         }
@@ -83,6 +83,7 @@ pub(crate) fn remove_stopped(filters: &[String]) -> anyhow::Result<Pruned> {
             }
         }
     }
+    crate::events::prune("container", pruned.bytes);
     Ok(pruned)
 }
 

@@ -87,7 +87,8 @@ fn begin(container: &Container, lock: &OwnedFd) -> anyhow::Result<Connection> {
         anyhow::bail!("container {} is marked for removal and cannot be started", container.config.name);
     }
     let arguments = [OsStr::new("monitor"), container.directory.as_os_str()];
-    monitor::spawn(&arguments, lock.as_fd()).context("start the container's monitor")
+    monitor::spawn(&arguments, lock.as_fd(), || super::body::begin(container))
+        .context("start the container's monitor")
 }
 
 /// Starts it and returns when its program runs.

@@ -28,10 +28,11 @@ use layerfs_runner::cgroup::Cgroup;
 use layerfs_runner::monitor::connection::Connection;
 use layerfs_runner::monitor::record::{Record, Status};
 use layerfs_runner::runtime::time::rfc3339;
-use layerfs_runner::state::ProcessIdentity;
+use layerfs_runner::state::{ProcessIdentity, State};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::config::{ContainerConfig, NetworkMode};
+use super::kept;
 use crate::commands::run::{remove_tree, short, store_root};
 use crate::exit::Hinted;
 
@@ -221,7 +222,9 @@ pub(super) fn read_for_monitor(directory: &Path) -> anyhow::Result<Container> {
 }
 
 fn read(directory: &Path) -> anyhow::Result<Container> {
-    let record = Record::load(directory);
+    // A foreground run that was kept has, for a moment, a config and still its own state.
+    let record = Record::load(directory)
+        .or_else(|error| State::load(directory).map(|state| kept::record_of(&state)).map_err(|_| error));
     let config = match fs::read(directory.join(CONFIG)) {
         Ok(text) => serde_json::from_slice(&text)
             .with_context(|| format!("read {}", directory.join(CONFIG).display()))?,
@@ -239,24 +242,9 @@ fn read(directory: &Path) -> anyhow::Result<Container> {
 
 /// A container that `run --rootfs` has kept: it has no config of this kind.
 fn read_of_foreground_run(directory: &Path) -> anyhow::Result<Container> {
-    use layerfs_runner::state::{State, Status as Foreground};
     let state = State::load(directory)?;
+    let record = kept::record_of(&state);
     let created = std::time::UNIX_EPOCH + std::time::Duration::from_secs(state.created);
-    let mut record = Record::new(&state.id);
-    record.rootfs = Some(state.rootfs.clone());
-    record.status = match state.status {
-        Foreground::Creating | Foreground::Created => Status::Created,
-        Foreground::Running => Status::Running,
-        Foreground::Stopped => Status::Exited,
-    };
-    record.exit_code = state.exit_code.unwrap_or(0);
-    record.boot = layerfs_runner::monitor::record::boot();
-    // Its own run is what looks after it.
-    record.monitor = state.process.filter(|_| record.status == Status::Running);
-    record.process = record.monitor;
-    record.cgroup = state.cgroup;
-    record.started_at = rfc3339(created);
-    record.finished_at = rfc3339(created);
     let config = ContainerConfig {
         id: state.id.clone(),
         name: short(&state.id).to_owned(),

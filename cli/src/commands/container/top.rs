@@ -62,6 +62,7 @@ pub(crate) fn top(args: TopArgs) -> anyhow::Result<ExitCode> {
         out.push_str(line);
         out.push('\n');
     }
+    crate::events::container("top", &container.config, &[]);
     ui::print(out)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -86,6 +86,7 @@ pub(crate) fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
         container.save_config()?;
         // A monitor that is removing its container waits for it.
         drop(store);
+        crate::events::container("update", &container.config, &[]);
         if let Some(restart) = restart
             && let Some(mut connection) = container.connect()?
         {

@@ -19,7 +19,12 @@ pub(super) fn create(wanted: &[NewVolume]) -> anyhow::Result<()> {
     }
     let volumes = open()?;
     for (at, new) in wanted.iter().enumerate() {
-        if let Err(error) = volumes.create(new) {
+        let is_there = new.name.as_deref().is_some_and(|name| volumes.find(name).is_ok());
+        let created = volumes.create(new);
+        if let (Ok(volume), false) = (&created, is_there) {
+            crate::events::volume("create", &volume.name);
+        }
+        if let Err(error) = created {
             let made = wanted.iter().take(at).filter(|volume| volume.anonymous);
             for name in made.filter_map(|volume| volume.name.as_deref()) {
                 if let Err(error) = volumes.remove(name, &|_| Vec::new()) {

@@ -80,6 +80,7 @@ pub(crate) fn commit(args: CommitArgs) -> anyhow::Result<ExitCode> {
             return Err(layerfs_image::Error::NoSuchImage(name).into());
         }
     };
+    let comment = args.message.clone();
     let options = CommitOptions {
         name,
         author: args.author,
@@ -91,6 +92,8 @@ pub(crate) fn commit(args: CommitArgs) -> anyhow::Result<ExitCode> {
     images::with_session(&subject.store, |session| {
         let id = make(&subject.store, session, &subject.upper(), &base, &options)
             .context("commit the container")?;
+        let more = [("comment", comment.as_deref().unwrap_or_default()), ("imageID", &id.to_string())];
+        crate::events::container("commit", &subject.container.config, &more);
         ui::print(format!("{id}\n"))?;
         Ok(ExitCode::SUCCESS)
     })
@@ -110,5 +113,6 @@ pub(crate) fn export(args: ExportArgs) -> anyhow::Result<ExitCode> {
         pack_merged(stack, out, false).context("export the container")?;
         Ok(())
     })?;
+    crate::events::container("export", &subject.container.config, &[]);
     Ok(ExitCode::SUCCESS)
 }

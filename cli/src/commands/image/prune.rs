@@ -89,14 +89,17 @@ pub(super) fn remove_unused(store: &Store, all: bool, filters: &[String]) -> any
         }
         for name in image.familiar_names().iter().chain(&image.familiar_digests()) {
             lines.push_str(&format!("untagged: {name}\n"));
+            crate::events::image("untag", &image.id.to_string(), name);
         }
         store.forget(&image.named.manifest)?;
+        crate::events::image("delete", &image.id.to_string(), &image.id.to_string());
         lines.push_str(&format!("deleted: {}\n", image.id));
     }
     let collected = store.collect().context("remove what no image needs")?;
     for layer in &collected.layers {
         lines.push_str(&format!("deleted: {layer}\n"));
     }
+    crate::events::prune("image", collected.bytes);
     Ok(Pruned { lines, bytes: collected.bytes, postponed: collected.postponed })
 }
 

@@ -83,6 +83,11 @@ pub(crate) fn save(args: SaveArgs) -> anyhow::Result<ExitCode> {
         }
         Ok(())
     })?;
+    for (image, names) in &chosen {
+        let id = image.id.to_string();
+        let name = names.first().map_or_else(|| id.clone(), Reference::familiar);
+        crate::events::image("save", &id, &name);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

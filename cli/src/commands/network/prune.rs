@@ -46,12 +46,16 @@ pub(crate) fn remove_unused(filters: &[String]) -> anyhow::Result<Vec<String>> {
             continue;
         }
         match networks.remove(&network.name) {
-            Ok(network) => removed.push(network.name),
+            Ok(network) => {
+                crate::events::network("destroy", &network.id, &network.name, "");
+                removed.push(network.name);
+            }
             // In use, or removed by another meanwhile.
             Err(Error::Active { .. } | Error::NoSuchNetwork(_)) => {}
             Err(error) => return Err(told(error)),
         }
     }
+    crate::events::prune("network", 0);
     Ok(removed)
 }
 

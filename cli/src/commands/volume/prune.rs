@@ -70,6 +70,7 @@ pub(crate) fn remove_unused(filters: &[String], all: bool) -> anyhow::Result<(Ve
             Err(error) => return Err(error.into()),
         }
     }
+    crate::events::prune("volume", bytes);
     Ok((removed, bytes))
 }
 

@@ -63,7 +63,7 @@ impl<B: Body> Monitor<B> {
         let made = Program::prepare(wish).and_then(|(program, stdio)| {
             let body = &mut self.body;
             let worker = Worker::start(|| match body.probe(stdio) {
-                Ok(process) => (Report::Executed(process), Vec::new()),
+                Ok(executed) => (Report::Executed(executed), Vec::new()),
                 Err(undone) => (Report::Failed(undone), Vec::new()),
             })?;
             Ok((program, worker))

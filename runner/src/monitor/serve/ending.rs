@@ -89,7 +89,10 @@ impl<B: Body> Monitor<B> {
         let Some((key, _)) = self.execs.get(at) else { return };
         let key = *key;
         self.drain(key);
-        self.execs.retain(|(own, _)| *own != key);
+        let at = self.execs.iter().position(|(own, _)| *own == key);
+        if let Some((_, program)) = at.map(|at| self.execs.remove(at)) {
+            self.body.happened(&Happening::ExecDied(program.name, status.code()));
+        }
         if self.is_probe(key) {
             return self.checked(i32::from(status.code()), None);
         }
@@ -132,9 +135,11 @@ impl<B: Body> Monitor<B> {
         }
         let cleaned = self.body.clean_up(self.started.as_ref(), true, remove);
         self.reap_quietly();
-        for (key, _) in std::mem::take(&mut self.execs) {
+        for (key, program) in std::mem::take(&mut self.execs) {
+            let code = ExitStatus::Signaled(libc::SIGKILL).code();
+            self.body.happened(&Happening::ExecDied(program.name, code));
             for peer in self.peers.iter_mut().filter(|peer| peer.key == key) {
-                peer.tell(&Event::Exited { code: ExitStatus::Signaled(libc::SIGKILL).code() });
+                peer.tell(&Event::Exited { code });
                 peer.leave();
             }
         }

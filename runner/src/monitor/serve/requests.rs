@@ -8,11 +8,10 @@ use rustix::event::PollFlags;
 use super::super::peer::Role;
 use super::super::program::{self, Program, Wish};
 use super::super::protocol::{Event, Packet, Request, Streams, VERSION, letter};
-use super::super::worker::{Body, Report, Undone, Worker};
+use super::super::worker::{Body, Executed, Happening, Report, Undone, Worker};
 use super::{MAIN, Monitor, Phase, STARTER, Stopping};
 use crate::cgroup::Cgroup;
 use crate::config::TerminalSize;
-use crate::state::ProcessIdentity;
 
 impl<B: Body> Monitor<B> {
     pub(super) fn serve_peer(&mut self, key: u32, flags: PollFlags) {
@@ -87,6 +86,9 @@ impl<B: Body> Monitor<B> {
                 if let Some(program) = self.program(of) {
                     program.resize(size);
                 }
+                if of == MAIN && self.settings.terminal {
+                    self.body.happened(&Happening::Resized(size));
+                }
             }
             (letter::SIGNAL, &[number]) => {
                 let process = match of {
@@ -98,6 +100,11 @@ impl<B: Body> Monitor<B> {
                 }
             }
             (letter::DETACH, _) => {
+                let name = self.program(of).map(|program| program.name.clone());
+                self.body.happened(&match name {
+                    Some(name) if of != MAIN => Happening::ExecDetached(name),
+                    _ => Happening::Detached,
+                });
                 if let Some(peer) = self.peer(key) {
                     // Its leaving says nothing more.
                     peer.role = Role::New;
@@ -258,7 +265,7 @@ impl<B: Body> Monitor<B> {
         let made = Program::prepare(wish).and_then(|(program, stdio)| {
             let body = &mut self.body;
             let worker = Worker::start(|| match body.exec(description, stdio) {
-                Ok((process, terminal)) => (Report::Executed(process), terminal.into_iter().collect()),
+                Ok((executed, terminal)) => (Report::Executed(executed), terminal.into_iter().collect()),
                 Err(undone) => (Report::Failed(undone), Vec::new()),
             })?;
             Ok((program, worker))
@@ -275,11 +282,13 @@ impl<B: Body> Monitor<B> {
         }
     }
 
-    pub(super) fn has_executed(&mut self, key: u32, process: ProcessIdentity, terminal: Option<OwnedFd>) {
-        if let Some(program) = self.program(key)
-            && let Err(error) = program.runs(process, terminal)
-        {
-            tracing::warn!(%error, "use the terminal of a program");
+    pub(super) fn has_executed(&mut self, key: u32, executed: Executed, terminal: Option<OwnedFd>) {
+        let Executed { process, name } = executed;
+        if let Some(program) = self.program(key) {
+            program.name = name;
+            if let Err(error) = program.runs(process, terminal) {
+                tracing::warn!(%error, "use the terminal of a program");
+            }
         }
         if let Some(peer) = self.peer(key) {
             peer.tell(&Event::Started { pid: process.pid });

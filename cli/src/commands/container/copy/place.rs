@@ -207,7 +207,7 @@ fn running(container: &Container) -> anyhow::Result<Option<Root>> {
 /// The tree as the container's program would see it, with its volumes and binds.
 fn stopped(container: Container, lock: OwnedFd) -> anyhow::Result<Root> {
     host::enter_private_mounts().map_err(|error| anyhow::anyhow!(error.words()))?;
-    let own = Own { log: LogOptions::from_env(), container };
+    let own = Own { log: LogOptions::from_env(), container, begun: None };
     own.mount()?;
     let merged = own.merged();
     let made = (|| -> anyhow::Result<OwnedFd> {
