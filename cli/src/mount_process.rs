@@ -1,7 +1,7 @@
 //! The process behind a mount: forked, told to mount, and left to serve until it is unmounted.
 //!
 //! Must hold: the child mounts in its final process and before it has threads; the parent returns only when the
-//! mount answers or with the child's whole error; a caller that waits for the end of our stderr is not kept
+//! mount is served or with the child's whole error; a caller that waits for the end of our stderr is not kept
 //! waiting by the child, so the child closes everything it inherited before it reports.
 
 use std::fs::{File, OpenOptions};
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, anyhow, bail};
 use layerfs_runner::state::ProcessIdentity;
 use layerfs_unionfs::config::Config;
-use layerfs_unionfs::mount::{self, Mounted, REPORT_XATTR, Unmounter};
+use layerfs_unionfs::mount::{self, Mounted, Unmounter};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use serde::{Deserialize, Serialize};
@@ -38,13 +38,13 @@ pub(crate) struct MountProcess {
 /// What the child tells its parent, once.
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
-    /// The mount is made and about to be served.
+    /// The mount is made and served.
     Mounted,
     /// It failed: the causes, outermost first.
     Failed { chain: Vec<String>, hint: Option<String> },
 }
 
-/// Mounts `config` on `target` in a new process and returns when the mount answers.
+/// Mounts `config` on `target` in a new process and returns when the mount is served.
 ///
 /// The new process belongs to no terminal and keeps none of this process's descriptors, except what the log
 /// goes to. Relative paths are taken from the current directory. Must be called while this process has one
@@ -111,7 +111,7 @@ fn spawn_as(
     File::from(reader).read_to_end(&mut text).context("hear from the mount process")?;
     let process = MountProcess { pid: child };
     match serde_json::from_slice(&text) {
-        Ok(Message::Mounted) => process.answers(&target),
+        Ok(Message::Mounted) => Ok(process),
         Ok(Message::Failed { chain, hint }) => {
             process.wait().ok();
             Err(rebuilt(chain, hint))
@@ -130,7 +130,7 @@ pub(crate) fn serve_here(config: &Config, target: &Path, log: &LogOptions) -> an
     log.start()?;
     let signals = LeaveSignals::new(true);
     let mounted = prepare_and_mount(&config, &target, &signals)?;
-    serve(mounted, target, signals)
+    serve(mounted, target, signals, || ())
 }
 
 impl MountProcess {
@@ -163,17 +163,6 @@ impl MountProcess {
 
     fn ending(&self) -> String {
         self.wait().map_or_else(|errno| format!("was lost ({errno})"), ended)
-    }
-
-    /// Asks the mount itself, which answers only when it is served.
-    fn answers(self, target: &Path) -> anyhow::Result<Self> {
-        match rustix::fs::getxattr(target, REPORT_XATTR, &mut [0u8; 0][..]) {
-            Err(Errno::NOTCONN | Errno::CONNABORTED) => {
-                Err(anyhow!("the mount process {} as soon as {target:?} was mounted", self.ending()))
-            }
-            // Any other answer is one.
-            _ => Ok(self),
-        }
     }
 }
 
@@ -211,12 +200,19 @@ fn in_child(
         }
     };
     sys::close_all(&inherited);
-    tell(&mut parent, &Message::Mounted);
-    drop(parent);
-    match serve(mounted, target.to_owned(), signals) {
+    let mut parent = Some(parent);
+    let ready = || {
+        if let Some(mut parent) = parent.take() {
+            tell(&mut parent, &Message::Mounted);
+        }
+    };
+    match serve(mounted, target.to_owned(), signals, ready) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!(target = %target.display(), "{error:#}");
+            if let Some(mut parent) = parent {
+                tell(&mut parent, &failure(&error));
+            }
             i32::from(crate::exit::MOUNT)
         }
     }
@@ -254,7 +250,12 @@ fn prepare_and_mount(config: &Config, target: &Path, signals: &LeaveSignals) -> 
     Ok(mount::mount(config, target)?)
 }
 
-fn serve(mounted: Mounted, target: PathBuf, signals: LeaveSignals) -> anyhow::Result<()> {
+fn serve(
+    mounted: Mounted,
+    target: PathBuf,
+    signals: LeaveSignals,
+    ready: impl FnOnce(),
+) -> anyhow::Result<()> {
     let unmounter = mounted.unmounter();
     // Held while unmounting: a helper program may be at it, and is not to outlive this process.
     let unmounting = Arc::new(Mutex::new(()));
@@ -263,7 +264,7 @@ fn serve(mounted: Mounted, target: PathBuf, signals: LeaveSignals) -> anyhow::Re
         .name("signals".to_owned())
         .spawn(move || unmount_on_signal(&unmounter, &thread_target, signals, &thread_unmounting))
         .context("start the thread that waits for signals")?;
-    let served = mounted.serve().with_context(|| format!("serve {target:?}"));
+    let served = mounted.serve(ready).with_context(|| format!("serve {target:?}"));
     // A poisoned lock is as good: the thread is gone.
     drop(unmounting.lock());
     served

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 use rustix::process::Pid;
 
@@ -20,7 +21,8 @@ pub(crate) enum Fork {
 /// # Errors
 /// `EBUSY` wrapped in words when there are more threads; whatever fork(2) reports.
 pub(crate) fn fork() -> io::Result<Fork> {
-    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
+    // A directory for each, and two links of its own.
+    let threads = std::fs::metadata("/proc/self/task").map_or(1, |tasks| tasks.nlink().saturating_sub(2));
     if threads != 1 {
         return Err(io::Error::other(format!("fork with {threads} threads running")));
     }

@@ -77,7 +77,15 @@ impl ProcessIdentity {
     /// True while it runs; a dead process that nobody has waited for does not.
     #[must_use]
     pub fn is_alive(self) -> bool {
-        stat_of(self.pid).is_ok_and(|(state, start)| start == self.start_time && !matches!(state, 'Z' | 'X'))
+        stat_of(self.pid).is_ok_and(|stat| stat.start == self.start_time && !matches!(stat.state, 'Z' | 'X'))
+    }
+
+    /// True when it has ended or is about to: the kernel is closing what it had open.
+    #[must_use]
+    pub fn is_leaving(self) -> bool {
+        /// linux/sched.h
+        const PF_EXITING: u32 = 4;
+        !stat_of(self.pid).is_ok_and(|stat| stat.start == self.start_time && stat.flags & PF_EXITING == 0)
     }
 
     /// Kills it and waits for its end, if it is still there.
@@ -105,19 +113,29 @@ impl ProcessIdentity {
 }
 
 fn start_time(pid: i32) -> io::Result<u64> {
-    stat_of(pid).map(|(_, start)| start)
+    stat_of(pid).map(|stat| stat.start)
 }
 
-/// Fields 3 and 22 of /proc/PID/stat: how it is, and when it started. The name before them may contain anything, its
-/// closing parenthesis is the last.
-fn stat_of(pid: i32) -> io::Result<(char, u64)> {
+/// Fields 3, 9 and 22 of /proc/PID/stat.
+struct Stat {
+    state: char,
+    flags: u32,
+    start: u64,
+}
+
+/// The name before the fields may contain anything, its closing parenthesis is the last.
+fn stat_of(pid: i32) -> io::Result<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     let text = String::from_utf8_lossy(&text);
     let after_name = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
     let mut fields = after_name.split_ascii_whitespace();
     let state = fields.next().and_then(|field| field.chars().next());
-    let start = fields.nth(18).and_then(|field| field.parse().ok());
-    state.zip(start).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+    let flags = fields.nth(5).and_then(|field| field.parse().ok());
+    let start = fields.nth(12).and_then(|field| field.parse().ok());
+    match (state, flags, start) {
+        (Some(state), Some(flags), Some(start)) => Ok(Stat { state, flags, start }),
+        _ => Err(io::Error::other(format!("/proc/{pid}/stat has no start time"))),
+    }
 }
 
 /// The document.
@@ -216,8 +234,10 @@ mod tests {
         let right = ProcessIdentity::of(pid).unwrap();
         let wrong = ProcessIdentity { start_time: right.start_time + 1, ..right };
         wrong.kill().unwrap();
+        assert!(right.is_alive() && !right.is_leaving() && !wrong.is_alive() && wrong.is_leaving());
         assert!(child.try_wait().unwrap().is_none(), "another process was killed");
         right.kill().unwrap();
+        assert!(right.is_leaving() && !right.is_alive(), "nobody has waited for it yet");
         let status = child.wait().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
         right.kill().unwrap();

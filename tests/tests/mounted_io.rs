@@ -124,6 +124,58 @@ fn a_reader_that_stays_open_sees_what_another_process_appends() {
     }
 }
 
+/// Small files are read through the page cache and written past it: what a reader kept must not outlive a write.
+#[test]
+fn a_small_file_read_and_written_in_turns_is_never_an_old_one() {
+    if !require_root_and_fuse() {
+        return;
+    }
+    for mode in IO_MODES {
+        let world = World::new(mode, "d d");
+        let path = world.mount.join("f");
+        fs::write(&path, b"0").unwrap();
+        let mut expected = b"0".to_vec();
+        for turn in 1..20u8 {
+            // Nobody has it open for writing.
+            let reader = File::open(&path).unwrap();
+            assert_eq!(read_at(&reader, 0, 1000), expected, "{mode}: turn {turn}");
+            // Every other time while the reader has it open: by another process, and by a map.
+            if turn % 2 == 0 {
+                drop(reader);
+                helper("append", &path, "x");
+                expected.push(b'x');
+                let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+                let mut map = sys::map_shared_mut(&file).unwrap();
+                (map[0], expected[0]) = (turn, turn);
+                drop(map);
+            } else {
+                helper("append", &path, "y");
+                expected.push(b'y');
+                assert_eq!(read_at(&reader, 0, 1000), expected, "{mode}: turn {turn}, the same reader");
+            }
+            assert_eq!(fs::read(&path).unwrap(), expected, "{mode}: turn {turn}, another reader");
+            assert_eq!(path.metadata().unwrap().len(), expected.len() as u64, "{mode}: turn {turn}");
+        }
+        // The times of a file that is new, still open, and written by nobody but a map, once the clock has gone on.
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).open(world.mount.join("new")).unwrap();
+        file.set_len(10).unwrap();
+        let mut map = sys::map_shared_mut(&file).unwrap();
+        let made = file.metadata().unwrap();
+        let started = std::time::Instant::now();
+        // Written in each turn: the page's first write since it was written out moves the time.
+        loop {
+            map[0] = map[0].wrapping_add(1);
+            map.flush().unwrap();
+            let now = file.metadata().unwrap();
+            if (now.mtime(), now.mtime_nsec()) > (made.mtime(), made.mtime_nsec()) {
+                break;
+            }
+            assert!(started.elapsed().as_secs() < 10, "{mode}: the time of change stands still");
+        }
+    }
+}
+
 #[test]
 fn a_map_made_before_copy_up_sees_later_changes() {
     if !require_root_and_fuse() {

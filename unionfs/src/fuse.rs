@@ -61,11 +61,18 @@ impl Counters {
     }
 }
 
+/// The shortest time that the kernel keeps attributes: it counts in ticks of its clock. With none at all it would ask for
+/// those of a new file at once, to check what it was just told. Nothing in them can be old: a mapping can be written only
+/// where there is data, and what gives an empty file data makes the kernel ask again.
+const ONE_TICK: Duration = Duration::from_nanos(1);
+
 #[derive(Debug)]
 struct Handle {
     /// Keeps the file's descriptor open.
     _file: FileHandle,
     mode: passthrough::OpenMode,
+    /// The file was made with this handle: the kernel was never told to keep its attributes for long.
+    is_first: bool,
 }
 
 /// State shared by the session's threads and those that finish long requests.
@@ -98,7 +105,7 @@ impl Adapter {
             counters: Counters::default(),
             report: OnceLock::new(),
             device: OnceLock::new(),
-            handles: DashMap::new(),
+            handles: crate::shards::map(),
             next_handle: AtomicU64::new(1),
             passthrough: Passthrough::default(),
         }
@@ -112,8 +119,8 @@ impl Adapter {
         self.protocol.get().is_some_and(|p| p.io == IoMode::Passthrough)
     }
 
-    /// How long the kernel may keep attributes: not at all while it writes a file itself, since what goes through a
-    /// mapping changes the backing file's times and not the ones it keeps for the mount's.
+    /// How long the kernel may keep attributes: not at all while it writes a file itself, since what goes through a mapping
+    /// changes the backing file's times and not the ones it keeps for the mount's.
     fn attr_ttl(&self, ino: u64) -> Duration {
         if self.passes_through() && self.passthrough.is_written(ino) {
             return Duration::ZERO;
@@ -188,14 +195,14 @@ impl Adapter {
     }
 
     /// Decides how an open file is served, and keeps its descriptor until it is released.
-    fn open_handle(&self, file: FileHandle, write: bool, device: &Arc<Device>) -> Opened {
+    fn open_handle(&self, file: FileHandle, write: bool, is_first: bool, device: &Arc<Device>) -> Opened {
         let (mode, backing) = if self.passes_through() {
-            self.passthrough.open(&file, write, |fd| device.open_backing(fd))
+            self.passthrough.open(&file, write, is_first, |fd| device.open_backing(fd))
         } else {
             (passthrough::OpenMode::Plain, None)
         };
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles.insert(handle, Handle { _file: file, mode });
+        self.handles.insert(handle, Handle { _file: file, mode, is_first });
         let mut flags = mode.flags();
         flags.set(FopenFlags::PASSTHROUGH, backing.is_some());
         Opened { handle, flags, backing }
@@ -207,7 +214,7 @@ impl Adapter {
             Ok(file) => file,
             Err(e) => return reply.error(note("open", &e)),
         };
-        let opened = self.open_handle(file, options.write, reply.device());
+        let opened = self.open_handle(file, options.write, false, reply.device());
         if options.write && opened.backing.is_some() {
             self.expire_attributes(ino);
         }
@@ -236,14 +243,16 @@ impl Adapter {
             Err(e) => return reply.error(note("create", &e)),
         };
         self.overlay.table().add_lookup(&object.node);
-        let opened = self.open_handle(file, options.write, reply.device());
-        reply.created(self.entry(&object), &opened);
+        let opened = self.open_handle(file, options.write, true, reply.device());
+        let mut entry = self.entry(&object);
+        entry.attr_ttl = entry.attr_ttl.max(ONE_TICK);
+        reply.created(entry, &opened);
     }
 
     fn release(&self, ino: u64, handle: u64) {
         let Some((_, handle)) = self.handles.remove(&handle) else { return };
         self.passthrough.release(ino, handle.mode);
-        if handle.mode.writes_by_kernel() {
+        if handle.mode.writes_by_kernel() && !handle.is_first {
             self.expire_attributes(ino);
         }
     }

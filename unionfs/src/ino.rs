@@ -42,8 +42,8 @@ impl InoMap {
         Self {
             compose: xino != Xino::Off,
             devices: RwLock::new(known),
-            counted: DashMap::new(),
-            displaced: DashMap::new(),
+            counted: crate::shards::map(),
+            displaced: crate::shards::map(),
             next: AtomicU64::new(1),
         }
     }

@@ -17,4 +17,5 @@ pub mod marks;
 pub mod mount;
 pub mod node;
 pub mod overlay;
+mod shards;
 pub mod sys;

@@ -231,13 +231,14 @@ impl Mounted {
         Unmounter { attached: self.attached.clone() }
     }
 
-    /// Serves requests until the mount is gone for good; then tidies the upper and releases it.
+    /// Serves requests until the mount is gone for good; then tidies the upper and releases it. `ready` is called once, when
+    /// all threads that serve have been started.
     ///
     /// # Errors
-    /// What reading the device fails with.
-    pub fn serve(self) -> Result<(), MountError> {
+    /// What reading the device fails with, and what starting the first thread does.
+    pub fn serve(self, ready: impl FnOnce()) -> Result<(), MountError> {
         let Self { session, adapter, attached } = self;
-        let result = session.run(attach::open_device).map_err(MountError::Serve);
+        let result = session.run(attach::open_device, ready).map_err(MountError::Serve);
         // The device is closed: if the mount is still in the tree it is dead, and must not be left there.
         if result.is_err()
             && let Err(e) = attached.detach()

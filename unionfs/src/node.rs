@@ -39,21 +39,39 @@ pub struct UpperObject {
 /// The descriptor of a removed file, counted: its space comes free when it is closed.
 #[derive(Debug)]
 pub struct HeldFd {
-    fd: OwnedFd,
+    hold: Hold,
     count: Arc<AtomicUsize>,
+}
+
+/// A descriptor that leads to an object whatever its names are.
+#[derive(Debug)]
+pub enum Hold {
+    /// Opened for it.
+    Own(OwnedFd),
+    /// The one that the file was in use by.
+    Shared(Arc<CachedFd>),
 }
 
 impl HeldFd {
     /// Holds a descriptor.
-    pub fn new(fd: OwnedFd, count: &Arc<AtomicUsize>) -> Arc<Self> {
+    pub fn new(hold: Hold, count: &Arc<AtomicUsize>) -> Arc<Self> {
         count.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { fd, count: count.clone() })
+        Arc::new(Self { hold, count: count.clone() })
+    }
+}
+
+impl AsFd for Hold {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(fd) => fd.as_fd(),
+            Self::Shared(fd) => fd.as_fd(),
+        }
     }
 }
 
 impl AsFd for HeldFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.hold.as_fd()
     }
 }
 
@@ -200,6 +218,9 @@ pub struct Node {
     pub(crate) kernel_mtime: Mutex<Option<Box<Time>>>,
     /// The kernel has removed file capabilities, and nothing was asked since.
     pub(crate) capability_removed: AtomicBool,
+    /// The file has no capabilities, as long as nobody sets them through the mount. The kernel asks before the first
+    /// write and each change of the owner, and remembers nothing.
+    pub(crate) lacks_capability: AtomicBool,
     pub(crate) file: Mutex<FileSlot>,
     dir: Option<Box<Directory>>,
     table: Weak<Table>,
@@ -220,6 +241,12 @@ impl Node {
     pub fn is_at(&self, parent: &Arc<Node>, name: &[u8]) -> bool {
         let place = self.place.read();
         *place.name == *name && place.parent.as_ref().is_some_and(|p| Arc::ptr_eq(p, parent))
+    }
+
+    /// The descriptor that the file is in use by, if it is the upper file's.
+    pub(crate) fn upper_file(&self) -> Option<Arc<CachedFd>> {
+        let slot = self.file.lock();
+        slot.file.as_ref().filter(|file| file.upper).map(|file| file.fd.clone())
     }
 
     /// Drops the cached descriptor: it does not lead to the right file any more.
@@ -258,9 +285,15 @@ struct Known {
 }
 
 /// All nodes in use, by number. A shard is never held across a system call or another lock.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Table {
     nodes: DashMap<u64, Known>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { nodes: crate::shards::map() }
+    }
 }
 
 impl Table {
@@ -300,6 +333,7 @@ impl Table {
                 mode: AtomicU32::new(u32::MAX),
                 kernel_mtime: Mutex::new(None),
                 capability_removed: AtomicBool::new(false),
+                lacks_capability: AtomicBool::new(false),
                 file: Mutex::default(),
                 dir,
                 table: Arc::downgrade(self),

@@ -8,8 +8,11 @@ use std::os::fd::AsFd;
 use memmap2::MmapMut;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-/// Bytes below which what was touched is not worth a system call.
-const SMALL: usize = 64 << 10;
+/// Bytes up to which what was touched is not worth a system call: what the kernel reads ahead as it comes.
+const SMALL: usize = (128 << 10) + 4096;
+/// Requests in a row that use little, after which what was used for more is given back without further waiting: to look
+/// whether requests come costs a system call each time.
+const FEW: u32 = 32;
 /// How long a thread that has used much waits for the next request before it gives it back, in milliseconds.
 const PATIENCE: i64 = 200;
 
@@ -20,11 +23,13 @@ pub(super) struct Buffer {
     memory: Option<MmapMut>,
     size: usize,
     is_large: bool,
+    /// Waits since it was used for much.
+    waits: u32,
 }
 
 impl Buffer {
     pub(super) const fn new(size: usize) -> Self {
-        Self { memory: None, size, is_large: false }
+        Self { memory: None, size, is_large: false, waits: 0 }
     }
 
     /// All of it. What is not written is zero, or from an earlier use.
@@ -43,7 +48,19 @@ impl Buffer {
 
     /// Says that so many bytes from its beginning were touched.
     pub(super) fn touched(&mut self, len: usize) {
-        self.is_large |= len > SMALL;
+        if len > SMALL {
+            self.is_large = true;
+            self.waits = 0;
+        }
+    }
+
+    /// Before a wait: true if it is to be given back when the wait is long.
+    fn is_kept(&mut self) -> bool {
+        self.waits += 1;
+        if self.waits > FEW {
+            self.give_back();
+        }
+        self.is_large
     }
 
     fn give_back(&mut self) {
@@ -51,6 +68,7 @@ impl Buffer {
             self.memory = None;
             self.is_large = false;
         }
+        self.waits = 0;
     }
 }
 
@@ -73,8 +91,8 @@ pub(super) fn with_data<T>(size: usize, work: impl FnOnce(io::Result<&mut [u8]>)
 /// Called before a thread waits for its next request: when much of its buffers was touched, and no request comes from
 /// `device` for a moment, they are given back.
 pub(super) fn before_waiting(own: &mut Buffer, device: impl AsFd) {
-    let data_is_large = DATA.with_borrow(|buffer| buffer.is_large);
-    if !own.is_large && !data_is_large {
+    let data_is_kept = DATA.with_borrow_mut(Buffer::is_kept);
+    if !own.is_kept() && !data_is_kept {
         return;
     }
     let patience = Timespec { tv_sec: 0, tv_nsec: PATIENCE * 1_000_000 };
@@ -89,6 +107,27 @@ pub(super) fn before_waiting(own: &mut Buffer, device: impl AsFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_large_is_given_back_when_much_that_is_small_follows() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&writer, b"x").unwrap();
+        let mut own = Buffer::new(super::super::session::MAX_TRANSFER as usize);
+        own.space().unwrap()[0] = 1;
+        own.touched(SMALL + 1);
+        for _ in 0..FEW {
+            before_waiting(&mut own, &reader);
+            own.touched(100);
+        }
+        assert_eq!(own.filled(1), [1], "not yet");
+        before_waiting(&mut own, &reader);
+        assert_eq!(own.filled(1), [0_u8; 0], "given back");
+        own.space().unwrap()[0] = 2;
+        for _ in 0..2 * FEW {
+            before_waiting(&mut own, &reader);
+        }
+        assert_eq!(own.filled(1), [2], "what is small stays");
+    }
 
     #[test]
     fn what_was_large_is_given_back_when_nothing_comes() {

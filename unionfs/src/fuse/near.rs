@@ -10,9 +10,14 @@
 //! resting threads watches it by the clock ([`TICK`]) and ends all of this when the leader does not come on: it may be
 //! waiting for a disk, or compete with somebody for the CPU. The same happens when several callers ask in turns, and
 //! when nobody asks. See `docs/decisions/0010-own-transport.md`.
+//!
+//! Where there is one CPU only, one thread leads whoever asks: threads that take turns are wake-ups too. Nobody is moved
+//! then, and policies stay.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -36,8 +41,9 @@ const TICK: Duration = Duration::from_millis(1);
 const STUCK: u32 = 2;
 /// Looks without any request, before all wait for requests again.
 const QUIET: u32 = 20;
-/// Requests after which a caller is looked for again: it can move.
-const FOLLOW: u32 = 64;
+/// Requests after which a caller is looked for again: it can move, and does several times a hundredth of a second where
+/// the scheduler sees it and the leader on one CPU beside an idle one.
+const FOLLOW: u32 = 16;
 /// A caller on the leader's CPU has its next request ready when the leader comes back from the answer; one that took
 /// longer than this runs elsewhere, or does something else in between.
 const PROMPT: Duration = Duration::from_micros(8);
@@ -60,8 +66,7 @@ const CAP_SYS_NICE: u32 = 23;
 /// What the threads share.
 #[derive(Debug)]
 pub(super) struct Near {
-    /// The CPUs of this process; `None` where serving near is not possible or not wanted.
-    cpus: Option<CpuSet>,
+    cpus: Cpus,
     /// There is a leader, and the others rest.
     on: AtomicBool,
     /// The mount is gone.
@@ -85,6 +90,17 @@ pub(super) struct Near {
     device: Arc<Device>,
 }
 
+/// Where callers and threads of this process can be.
+#[derive(Debug, Clone, Copy)]
+enum Cpus {
+    /// Leading is not possible, or not wanted.
+    Unused,
+    /// One, for all.
+    One,
+    /// Several, between which this process may move its threads.
+    Several(CpuSet),
+}
+
 thread_local! {
     /// Set on the thread that leads.
     static LEADS: RefCell<Option<Arc<Near>>> = const { RefCell::new(None) };
@@ -99,6 +115,8 @@ pub(super) struct Place {
 #[derive(Debug)]
 struct Lead {
     caller: u32,
+    /// The caller's `/proc/PID/stat`.
+    stat: Option<File>,
     requests: u32,
     foreign: u32,
     cpu: Option<usize>,
@@ -113,14 +131,14 @@ struct Lead {
 /// Runs `send`, which wakes the caller: on this CPU, when this thread leads.
 pub(super) fn answering<T>(send: impl FnOnce() -> T) -> T {
     LEADS.with_borrow(|near| match near {
-        Some(near) if near.on.load(Ordering::Relaxed) => near.answer(send),
+        Some(near) if near.moves() && near.on.load(Ordering::Relaxed) => near.answer(send),
         _ => send(),
     })
 }
 
 /// Starts a thread that may run everywhere: threads begin with the CPUs of the one that starts them.
 pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    let cpus = LEADS.with_borrow(|near| near.as_ref().and_then(|near| near.cpus));
+    let cpus = LEADS.with_borrow(|near| near.as_ref().and_then(|near| near.several()));
     let thread = std::thread::Builder::new().name(name.to_owned());
     let started = thread.spawn(move || {
         if let Some(cpus) = cpus
@@ -136,7 +154,7 @@ pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io
 impl Near {
     pub(super) fn new(wanted: bool, threads: usize, device: Arc<Device>) -> Self {
         Self {
-            cpus: if wanted && threads > 1 { usable_cpus() } else { None },
+            cpus: if wanted && threads > 1 { usable_cpus() } else { Cpus::Unused },
             on: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             last: AtomicU32::new(0),
@@ -152,20 +170,33 @@ impl Near {
         }
     }
 
-    /// True where it is possible at all.
-    pub(super) fn possible(&self) -> bool {
-        self.cpus.is_some()
+    /// True where callers can be followed from CPU to CPU.
+    pub(super) fn moves(&self) -> bool {
+        self.several().is_some()
+    }
+
+    fn several(&self) -> Option<CpuSet> {
+        match self.cpus {
+            Cpus::Several(cpus) => Some(cpus),
+            Cpus::Unused | Cpus::One => None,
+        }
+    }
+
+    fn is_unused(&self) -> bool {
+        matches!(self.cpus, Cpus::Unused)
     }
 
     /// Before a thread waits for a request: it rests as long as another one leads.
     pub(super) fn before_request(&self, place: &mut Place) {
-        if self.cpus.is_none() {
+        if self.is_unused() {
             return;
         }
         if let Some(lead) = &mut place.lead {
             self.progress.fetch_add(1, Ordering::Release);
             if self.on.load(Ordering::Acquire) {
-                lead.answered = Some(Instant::now());
+                if self.moves() {
+                    lead.answered = Some(Instant::now());
+                }
                 return;
             }
             self.step_down(place);
@@ -177,13 +208,13 @@ impl Near {
 
     /// A thread has a request.
     pub(super) fn on_request(self: &Arc<Self>, place: &mut Place, request: &Request<'_>) {
-        if self.cpus.is_none() {
+        if self.is_unused() {
             return;
         }
         let caller = request.header.pid;
         if let Some(lead) = &mut place.lead {
             self.progress.fetch_add(1, Ordering::Release);
-            if caller == 0 || !counts(request.header.op) {
+            if !self.moves() || caller == 0 || !counts(request.header.op) {
                 return;
             }
             if is_stream(request) {
@@ -203,7 +234,7 @@ impl Near {
                 }
             } else {
                 lead.foreign += FOREIGN;
-                (lead.caller, lead.requests) = (caller, 1);
+                (lead.caller, lead.requests, lead.stat) = (caller, 1, None);
                 if lead.foreign > MANY_FOREIGN {
                     self.leave(PAUSE, "several callers");
                 }
@@ -213,7 +244,11 @@ impl Near {
         if caller == 0 || !counts(request.header.op) || self.on.load(Ordering::Relaxed) {
             return;
         }
-        if is_stream(request) {
+        if !self.moves() {
+            if self.streak.fetch_add(1, Ordering::Relaxed) >= STREAK {
+                self.lead(place, caller);
+            }
+        } else if is_stream(request) {
             self.streak.store(-PAUSE, Ordering::Relaxed);
         } else if self.last.load(Ordering::Relaxed) != caller {
             self.last.store(caller, Ordering::Relaxed);
@@ -231,20 +266,31 @@ impl Near {
             return;
         }
         self.streak.store(0, Ordering::Relaxed);
-        let mut lead =
-            Lead { caller, requests: 1, foreign: 0, cpu: None, answered: None, apart: 0, patience: APART };
+        let mut lead = Lead {
+            caller,
+            stat: None,
+            requests: 1,
+            foreign: 0,
+            cpu: None,
+            answered: None,
+            apart: 0,
+            patience: APART,
+        };
         // It has the request that made it the leader.
         let began = self.progress.fetch_or(1, Ordering::Release);
         self.began.store(began, Ordering::Relaxed);
         self.on.store(true, Ordering::Release);
         LEADS.set(Some(self.clone()));
-        self.follow(&mut lead);
+        self.set_policy(Policy::Batch);
+        if self.moves() {
+            self.follow(&mut lead);
+        }
         place.lead = Some(lead);
     }
 
     /// Moves to the caller's CPU. True when that is another one than before.
     fn follow(&self, lead: &mut Lead) -> bool {
-        let Some(cpu) = cpu_of(lead.caller) else {
+        let Some(cpu) = lead.cpu_of_caller() else {
             self.leave(PAUSE, "the caller is not seen");
             return false;
         };
@@ -252,7 +298,7 @@ impl Near {
             return false;
         }
         let mut set = CpuSet::new();
-        if cpu >= CpuSet::MAX_CPU || !self.cpus.is_some_and(|cpus| cpus.is_set(cpu)) {
+        if cpu >= CpuSet::MAX_CPU || !self.several().is_some_and(|cpus| cpus.is_set(cpu)) {
             self.leave(PAUSE, "the caller's CPU is not for this process");
             return false;
         }
@@ -274,6 +320,13 @@ impl Near {
         self.wake.notify_all();
     }
 
+    /// Of this thread.
+    fn set_policy(&self, policy: Policy) {
+        if let Err(e) = schedule::set_policy(0, policy) {
+            tracing::debug!(?policy, "policy: {e}");
+        }
+    }
+
     fn step_down(&self, place: &mut Place) {
         place.lead = None;
         LEADS.set(None);
@@ -287,8 +340,8 @@ impl Near {
         if let Err(e) = schedule::set_policy(number, Policy::Other) {
             tracing::debug!("policy of thread {number}: {e}");
         }
-        if let Some(cpus) = &self.cpus
-            && let Err(e) = rustix::thread::sched_setaffinity(thread, cpus)
+        if let Some(cpus) = self.several()
+            && let Err(e) = rustix::thread::sched_setaffinity(thread, &cpus)
         {
             tracing::debug!("CPUs of thread {number}: {e}");
         }
@@ -301,7 +354,7 @@ impl Near {
             self.release(None);
         }
         let sent = send();
-        if idle && let Err(e) = schedule::set_policy(0, Policy::Other) {
+        if idle && let Err(e) = schedule::set_policy(0, Policy::Batch) {
             tracing::error!("take the usual scheduling policy back: {e}");
             self.leave(i32::MAX, "the policy cannot be taken back");
         }
@@ -396,23 +449,32 @@ fn is_stream(request: &Request<'_>) -> bool {
         && fields.skip(16).and_then(|()| fields.u32()).is_ok_and(|size| size >= STREAM)
 }
 
-/// The CPUs of this process, where it may change policies and there is a choice of CPUs.
-fn usable_cpus() -> Option<CpuSet> {
-    // Going back from SCHED_IDLE takes the capability in the first user namespace (`user_check_sched_setscheduler`).
-    if !creds::has_capability(CAP_SYS_NICE)
-        || !creds::in_initial_user_namespace()
-        || !schedule::has_default_policy(0)
-    {
-        return None;
+/// The CPUs of this process, and what it may do with them.
+fn usable_cpus() -> Cpus {
+    let Ok(cpus) = rustix::thread::sched_getaffinity(None) else { return Cpus::Unused };
+    if cpus.count() == 1 {
+        return Cpus::One;
     }
-    let cpus = rustix::thread::sched_getaffinity(None).ok()?;
-    (cpus.count() > 1).then_some(cpus)
+    // Going back from SCHED_IDLE takes the capability in the first user namespace (`user_check_sched_setscheduler`).
+    let may = creds::has_capability(CAP_SYS_NICE)
+        && creds::in_initial_user_namespace()
+        && schedule::has_default_policy(0);
+    if may { Cpus::Several(cpus) } else { Cpus::Unused }
 }
 
-/// The CPU that a thread ran on last: field 39 of /proc/PID/stat (proc(5)).
-fn cpu_of(thread: u32) -> Option<usize> {
-    let stat = std::fs::read(format!("/proc/{thread}/stat")).ok()?;
-    cpu_in(&stat)
+impl Lead {
+    /// The CPU that the caller ran on last: field 39 of /proc/PID/stat (proc(5)).
+    fn cpu_of_caller(&mut self) -> Option<usize> {
+        let file = match self.stat.take() {
+            Some(file) => file,
+            None => File::open(format!("/proc/{}/stat", self.caller)).ok()?,
+        };
+        // Fifty numbers and a name of 15 bytes.
+        let mut text = [0; 1024];
+        let len = file.read_at(&mut text, 0).ok()?;
+        self.stat = Some(file);
+        cpu_in(text.get(..len)?)
+    }
 }
 
 fn cpu_in(stat: &[u8]) -> Option<usize> {
@@ -426,6 +488,10 @@ fn cpu_in(stat: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
+    fn lead_of(caller: u32) -> Lead {
+        Lead { caller, stat: None, requests: 0, foreign: 0, cpu: None, answered: None, apart: 0, patience: 0 }
+    }
+
     #[test]
     fn the_cpu_is_found_behind_any_name() {
         let numbers: Vec<String> = (4..=52).map(|n| n.to_string()).collect();
@@ -435,7 +501,9 @@ mod tests {
         }
         assert_eq!(cpu_in(b"12 (cat) S 1 2"), None);
         assert_eq!(cpu_in(b""), None);
-        assert!(cpu_of(std::process::id()).is_some());
+        let mut lead = lead_of(std::process::id());
+        assert!(lead.cpu_of_caller().is_some() && lead.cpu_of_caller().is_some(), "also when it is open");
+        assert_eq!(lead_of(0).cpu_of_caller(), None);
     }
 
     #[test]
@@ -443,7 +511,7 @@ mod tests {
         let all = rustix::thread::sched_getaffinity(None).unwrap();
         let Some(first) = (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)) else { panic!("no CPU") };
         let device = Arc::new(Device::new(std::fs::File::open("/dev/null").unwrap().into()));
-        let near = Near { cpus: Some(all), ..Near::new(false, 1, device) };
+        let near = Near { cpus: Cpus::Several(all), ..Near::new(false, 1, device) };
         let (seen, told) = std::sync::mpsc::channel();
         let leader = std::thread::spawn(move || {
             LEADS.set(Some(Arc::new(near)));

@@ -178,7 +178,7 @@ fn dispatch(
             let handle = fields.u64()?;
             let reply = reply!();
             a.release(node, handle);
-            reply.ok();
+            reply.ok_unawaited();
         }
         Op::Fsync | Op::FsyncDir => {
             fields.skip(8)?;
@@ -263,7 +263,7 @@ fn dispatch(
             });
         }
         Op::Ioctl => reply!().error(Errno::NOTTY),
-        Op::ReleaseDir => reply!().ok(),
+        Op::ReleaseDir => reply!().ok_unawaited(),
         // Remembered by the kernel, which then does it alone. Permissions it checks itself (default_permissions);
         // offsets are a directory's own and need no open; regular files are always ready; an interrupted request is
         // carried out all the same.

@@ -71,22 +71,31 @@ struct Opens {
 }
 
 /// Open files by inode number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Passthrough(DashMap<u64, Opens>);
 
+impl Default for Passthrough {
+    fn default() -> Self {
+        Self(crate::shards::map())
+    }
+}
+
 impl Passthrough {
-    /// Decides how an open is served; `register` makes the kernel know the backing file.
+    /// Decides how an open is served; `is_new`: the file was made by it; `register` makes the kernel know the backing file.
     pub(super) fn open(
         &self,
         file: &FileHandle,
         write: bool,
+        is_new: bool,
         register: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<Backing>,
     ) -> (OpenMode, Option<Arc<Backing>>) {
         let mut opens = self.0.entry(file.node().ino).or_default();
         // Writes that the kernel does itself would leave set-id bits and file capabilities in place.
-        let allowed =
-            file.is_upper && !(write && (file.node().may_have_set_id() || has_capability_xattr(file)));
-        if allowed && opens.cached == 0 {
+        let keeps =
+            |file: &FileHandle| file.node().may_have_set_id() || !is_new && has_capability_xattr(file);
+        let allowed = file.is_upper && !(write && keeps(file));
+        let wanted = write || opens.passed > 0 || is_large(file);
+        if allowed && wanted && opens.cached == 0 {
             let backing = match &opens.backing {
                 Some(backing) => Some(backing.clone()),
                 None => match register(file.file.as_fd()) {
@@ -142,6 +151,14 @@ impl Passthrough {
     pub(crate) fn forget(&self, ino: u64) {
         self.0.remove_if(&ino, |_, o| o.passed == 0 && o.cached == 0);
     }
+}
+
+/// Bytes up to which a file is read through the page cache, once nobody writes it: that costs one request once, where each
+/// open that is passed through costs two system calls here and, by the access time, a request for attributes.
+const SMALL: u64 = 64 << 10;
+
+fn is_large(file: &FileHandle) -> bool {
+    crate::layer::dir::stat_fd(file.file.as_fd()).map_or(true, |attr| attr.size > SMALL)
 }
 
 fn has_capability_xattr(file: &FileHandle) -> bool {

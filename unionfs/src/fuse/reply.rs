@@ -195,6 +195,13 @@ impl Reply {
         self.send(Message::new());
     }
 
+    /// It was done, and nobody waits for this answer.
+    pub(super) fn ok_unawaited(mut self) {
+        self.answered = true;
+        let sent = self.device.send(&header(OUT_HEADER, 0, self.unique));
+        self.note(sent);
+    }
+
     /// For requests that are not answered at all.
     pub(super) fn none(mut self) {
         self.answered = true;

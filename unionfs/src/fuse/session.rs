@@ -50,15 +50,19 @@ impl Session {
 
     /// One busy caller can be served on its own CPU.
     pub(crate) fn serves_near(&self) -> bool {
-        self.near.possible()
+        self.near.moves()
     }
 
     /// Serves until the mount is gone. `open_device` opens /dev/fuse anew, where it may be: each thread then has a queue
-    /// of its own.
+    /// of its own. `ready` is called when the threads have been started.
     ///
     /// # Errors
     /// What reading the device fails with.
-    pub(crate) fn run(self, open_device: impl Fn() -> io::Result<OwnedFd>) -> io::Result<()> {
+    pub(crate) fn run(
+        self,
+        open_device: impl Fn() -> io::Result<OwnedFd>,
+        ready: impl FnOnce(),
+    ) -> io::Result<()> {
         let mut devices = vec![self.device.clone()];
         for _ in 1..self.threads {
             let own = open_device().and_then(|fd| self.device.again(fd));
@@ -83,6 +87,7 @@ impl Session {
                 Err(e) => return Err(e),
             }
         }
+        ready();
         for thread in threads {
             let ended = thread.join().unwrap_or_else(|_| Err(io::Error::other("a serving thread panicked")));
             if result.is_ok() {

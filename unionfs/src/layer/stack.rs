@@ -387,11 +387,11 @@ fn open_upper(
     let work = prepare_work(spec, &work_fd)?;
     let work_error = |step| move |source| StackError::Work { path: spec.work.clone(), step, source };
     let (can, names) = match config.marks {
-        MarkNamespace::User => (upper::probe(work.as_fd(), false), MarkNames::user()),
-        MarkNamespace::Trusted => (upper::probe(work.as_fd(), true), MarkNames::trusted()),
-        MarkNamespace::Auto => match upper::probe(work.as_fd(), true) {
+        MarkNamespace::User => (upper::abilities(work.as_fd(), false), MarkNames::user()),
+        MarkNamespace::Trusted => (upper::abilities(work.as_fd(), true), MarkNames::trusted()),
+        MarkNamespace::Auto => match upper::abilities(work.as_fd(), true) {
             Ok(can) if can.xattrs => (Ok(can), MarkNames::trusted()),
-            Ok(_) => (upper::probe(work.as_fd(), false), MarkNames::user()),
+            Ok(_) => (upper::abilities(work.as_fd(), false), MarkNames::user()),
             Err(e) => (Err(e), MarkNames::user()),
         },
     };

@@ -19,7 +19,7 @@ use crate::layer::object::Object;
 use crate::layer::upper::{Temp, Upper, link_open, tmpfile};
 use crate::lower_state::{self, LowerState};
 use crate::marks::{OVERRIDE_STAT, Opaque, OverrideStat};
-use crate::node::{HeldFd, Node, Parts, UpperObject};
+use crate::node::{HeldFd, Hold, Node, Parts, UpperObject};
 use crate::sys::copy::copy_data;
 use crate::sys::write_back::write_back;
 use crate::sys::xattr::{self, Target};
@@ -313,7 +313,7 @@ impl Overlay {
                     Draft::Named(temp, None) => open_beneath(upper.work(), temp.bytes(), OFlags::PATH)
                         .map_err(fail("keep the copy"))?,
                 };
-                held = Some(HeldFd::new(fd, &self.held));
+                held = Some(HeldFd::new(Hold::Own(fd), &self.held));
             }
         }
         if !has_origin {

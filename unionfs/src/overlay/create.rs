@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags};
 
@@ -166,6 +167,7 @@ impl Overlay {
         if let Some(fd) = file {
             self.keep_file(&node, fd, true);
         }
+        node.lacks_capability.store(node.kind == Kind::File, Ordering::Relaxed);
         let attr = self.show(&node, real)?;
         Ok(Reply { node, attr })
     }

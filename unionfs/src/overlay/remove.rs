@@ -2,7 +2,7 @@
 //!
 //! Each removal is one unlink, or one rename that puts a whiteout in the object's place.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,7 +18,7 @@ use crate::layer::dir::{LayerDir, open_beneath, stat_fd};
 use crate::layer::upper::{Upper, WhiteoutForm, whiteout_file_name};
 use crate::listing::{Entry, InUpper, Listing};
 use crate::marks::Opaque;
-use crate::node::{HeldFd, Listed, Node, Parts};
+use crate::node::{HeldFd, Hold, Listed, Node, Parts};
 
 /// How often an operation starts over because names changed while it waited for locks.
 pub(super) const TRIES: usize = 100;
@@ -116,7 +116,7 @@ impl Overlay {
         dir: &Arc<Node>,
         entry: &Entry,
         parent: BorrowedFd<'_>,
-    ) -> OpResult<Option<OwnedFd>> {
+    ) -> OpResult<Option<Hold>> {
         if !entry.upper.object || entry.is_dir || !self.table.is_pinned(node.ino) {
             return Ok(None);
         }
@@ -125,22 +125,23 @@ impl Overlay {
         if !reached_here {
             return Ok(None);
         }
+        if let Some(file) = node.upper_file() {
+            return Ok(Some(Hold::Shared(file)));
+        }
         let open = || open_beneath(parent, &entry.name, OFlags::PATH);
-        Ok(Some(crate::layer::dir::with_fds(&self.layers.context.fds, open)?))
+        Ok(Some(Hold::Own(crate::layer::dir::with_fds(&self.layers.context.fds, open)?)))
     }
 
     /// Notes in memory that a non-directory has lost a name.
-    pub(super) fn after_losing(
-        &self,
-        node: &Arc<Node>,
-        dir: &Arc<Node>,
-        entry: &Entry,
-        held: Option<OwnedFd>,
-    ) {
+    pub(super) fn after_losing(&self, node: &Arc<Node>, dir: &Arc<Node>, entry: &Entry, held: Option<Hold>) {
         let here = node.is_at(dir, &entry.name);
         // The number of an object that is gone for good may be used for another one.
-        if let Some(gone) = held.as_ref().and_then(|fd| stat_fd(fd).ok()).filter(|a| a.nlink == 0) {
-            self.unmarked_origins.remove(&gone.ino);
+        let number = node.place.read().upper.as_ref().map(|upper| upper.ino);
+        if let Some(number) = number.filter(|number| self.unmarked_origins.contains_key(number))
+            && let Some(gone) = held.as_ref().and_then(|fd| stat_fd(fd).ok()).filter(|a| a.nlink == 0)
+        {
+            debug_assert_eq!(gone.ino, number);
+            self.unmarked_origins.remove(&number);
         }
         let mut lost_below = false;
         let mut place = node.place.write();

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::copy_up::Need;
 use super::{Caller, Overlay, UpperPlace};
@@ -14,6 +15,7 @@ use crate::sys::creds;
 use crate::sys::xattr::{self, Target};
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+const CAPABILITY: &[u8] = b"security.capability";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
 /// linux/capability.h
@@ -33,6 +35,10 @@ impl Overlay {
             return Err(Errno::OPNOTSUPP.into());
         }
         let stored = self.layers.names.stored(name).ok_or(Errno::NODATA)?;
+        let of_capability = name == CAPABILITY;
+        if of_capability && node.lacks_capability.load(Ordering::Relaxed) {
+            return Err(Errno::NODATA.into());
+        }
         let value = self.read_xattrs(node, |source| source.value(&stored))?;
         if is_acl(name) {
             return Ok(self.map_acl(value, IdMap::to_shown)?);
@@ -109,12 +115,15 @@ impl Overlay {
         };
         self.copy_up(node, Need::Attributes)?;
         let _changing = node.change.lock();
+        if name == CAPABILITY {
+            node.lacks_capability.store(false, Ordering::Relaxed);
+        }
         self.on_upper(node, |place| match place {
             UpperPlace::Held(fd) => xattr::set(Target::Fd(fd), &stored, &value, flags),
             UpperPlace::At { fd, name, .. } => with_name(fd, name, |t| xattr::set(t, &stored, &value, flags)),
         })?;
         if name == ACCESS_ACL {
-            node.mode.store(MODE_UNKNOWN, std::sync::atomic::Ordering::Relaxed);
+            node.mode.store(MODE_UNKNOWN, Ordering::Relaxed);
             self.drop_set_group_id(node, caller)?;
         }
         Ok(())
@@ -152,7 +161,7 @@ impl Overlay {
         }
         self.copy_up(node, Need::Attributes)?;
         let _changing = node.change.lock();
-        node.capability_removed.store(name == b"security.capability", std::sync::atomic::Ordering::Relaxed);
+        node.capability_removed.store(name == CAPABILITY, Ordering::Relaxed);
         self.on_upper(node, |place| match place {
             UpperPlace::Held(fd) => xattr::remove(Target::Fd(fd), &stored),
             UpperPlace::At { fd, name, .. } => with_name(fd, name, |t| xattr::remove(t, &stored)),

@@ -3,11 +3,13 @@
 
 use std::io;
 
-/// The two policies that are used here.
+/// The policies that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
     /// `SCHED_OTHER`, with the nice value that the thread has.
     Other,
+    /// `SCHED_BATCH`: the same share of the CPU, but a thread that wakes up does not interrupt the one that runs.
+    Batch,
     /// `SCHED_IDLE`: runs when no other thread wants the CPU, and makes that CPU count as idle.
     Idle,
 }
@@ -19,6 +21,7 @@ pub enum Policy {
 pub fn set_policy(thread: i32, policy: Policy) -> io::Result<()> {
     let number = match policy {
         Policy::Other => libc::SCHED_OTHER,
+        Policy::Batch => libc::SCHED_BATCH,
         Policy::Idle => libc::SCHED_IDLE,
     };
     let parameters = libc::sched_param { sched_priority: 0 };

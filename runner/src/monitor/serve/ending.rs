@@ -26,6 +26,10 @@ impl<B: Body> Monitor<B> {
 
     pub(super) fn main_ended(&mut self, status: ExitStatus) {
         self.drain(MAIN);
+        // Its pages are gone before the other's end is told of: which of the two is heard of first is chance.
+        if self.started.as_ref().and_then(|started| started.mount).is_some_and(|mount| mount.is_leaving()) {
+            self.root_is_lost();
+        }
         let ran = self.started_at.elapsed();
         self.main.process = None;
         self.main_process = None;
@@ -101,9 +105,13 @@ impl<B: Body> Monitor<B> {
             started.mount = None;
         }
         self.record.mount = None;
+        self.root_is_lost();
+        self.kill();
+    }
+
+    fn root_is_lost(&mut self) {
         self.record.error = "the process behind the root filesystem has ended".into();
         self.is_unwanted = true;
-        self.kill();
     }
 
     /// The container has ended for good.
