@@ -3,6 +3,7 @@
 //! Knows neither mounts nor namespaces nor the terminal: text and trees go in, instructions, keys and entries of layers
 //! come out. What runs a step and keeps its layer is the caller ([decision 0014](../../docs/decisions/0014-builds.md)).
 
+pub mod check;
 pub mod config;
 pub mod context;
 pub mod copy;

@@ -9,6 +9,7 @@ pub use directives::Directives;
 pub use heredoc::{Heredoc, chomp, parse_heredoc};
 pub use words::split_words;
 
+use crate::check::{Check, Warning};
 use crate::error::LanguageError;
 
 /// One instruction as it is written.
@@ -35,8 +36,8 @@ pub struct Document {
     pub nodes: Vec<Node>,
     /// What stood at its top.
     pub directives: Directives,
-    /// What is allowed and unwise: line and words.
-    pub warnings: Vec<(usize, String)>,
+    /// What is allowed and unwise.
+    pub warnings: Vec<Warning>,
 }
 
 /// Longest text that is read, in bytes.
@@ -83,9 +84,8 @@ pub fn parse(text: &str) -> Result<Document, LanguageError> {
             continues = more;
         }
         if has_empty_line {
-            document
-                .warnings
-                .push((start, "empty lines in a continued instruction: they end it one day".into()));
+            let words = "empty lines in a continued instruction: they end it one day";
+            document.warnings.push(Warning::new(Check::NoEmptyContinuation, start, words));
         }
         if joined.trim().is_empty() {
             continue;

@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::check::{self, Check, Checks, Warning};
 use crate::error::LanguageError;
 use crate::expand::Lexer;
 use crate::instruction::{Instruction, MountKind, parse_mount, understand};
 use crate::parse::{Document, Node, parse};
+
+/// The build argument that is stronger than `# check=`.
+const CHECK_ARGUMENT: &str = "BUILDKIT_DOCKERFILE_CHECK";
 
 /// An instruction at its place.
 #[derive(Debug, Clone)]
@@ -70,8 +74,10 @@ pub struct Plan {
     pub global: BTreeMap<String, String>,
     /// The escape character.
     pub escape: char,
-    /// Unwise things: line and words.
-    pub warnings: Vec<(usize, String)>,
+    /// Unwise things, those that are not wanted left out.
+    pub warnings: Vec<Warning>,
+    /// Which checks are wanted.
+    pub checks: Checks,
 }
 
 /// A source that a step names by `--from` or `from=`.
@@ -92,6 +98,11 @@ pub enum Source {
 pub fn plan(text: &str, wanted: &Wanted) -> Result<Plan, LanguageError> {
     let Document { nodes, directives, warnings } = parse(text)?;
     let escape = directives.escape;
+    let mut checks = directives.check.unwrap_or_default();
+    if let Some(text) = wanted.arguments.get(CHECK_ARGUMENT) {
+        checks = Checks::parse(text)
+            .map_err(|what| LanguageError::new((0, 0), format!("build argument {CHECK_ARGUMENT}: {what}")))?;
+    }
     let mut plan = Plan {
         stages: Vec::new(),
         target: 0,
@@ -99,10 +110,11 @@ pub fn plan(text: &str, wanted: &Wanted) -> Result<Plan, LanguageError> {
         global: wanted.platform_arguments.clone(),
         escape,
         warnings,
+        checks,
     };
     if let Some(syntax) = directives.syntax.filter(|syntax| !syntax.contains("docker/dockerfile")) {
-        plan.warnings
-            .push((1, format!("the frontend {syntax} is not used: the file is read as docker/dockerfile:1")));
+        let words = format!("the frontend {syntax} is not used: the file is read as docker/dockerfile:1");
+        plan.warnings.push(Warning::note(1, words));
     }
     for node in nodes {
         let instruction = understand(&node, escape)?;
@@ -145,6 +157,15 @@ pub fn plan(text: &str, wanted: &Wanted) -> Result<Plan, LanguageError> {
             LanguageError::new((0, 0), format!("target stage {target:?} could not be found")).hint(there_are)
         })?,
     };
+    for stage in &plan.stages {
+        check::look(stage, &mut plan.warnings);
+    }
+    for name in plan.checks.unknown() {
+        let words = format!("there is no check {name:?}; names are written as in JSONArgsRecommended");
+        plan.warnings.push(Warning::note(1, words));
+    }
+    plan.warnings.retain(|warning| plan.checks.wants(warning));
+    plan.warnings.sort_by_key(|warning| warning.line);
     plan.needed = plan.needed_for(plan.target, wanted)?.into_iter().collect();
     Ok(plan)
 }
@@ -188,10 +209,8 @@ impl Plan {
         };
         if name.is_some() && self.stages.iter().any(|stage| stage.name == name) {
             let name = name.clone().unwrap_or_default();
-            self.warnings.push((
-                node.lines.0,
-                format!("two stages are called {name:?}: later steps mean the last one"),
-            ));
+            let words = format!("two stages are called {name:?}: later steps mean the last one");
+            self.warnings.push(Warning::new(Check::DuplicateStageName, node.lines.0, words));
         }
         self.stages.push(Stage { name, base, platform, from: node, steps: Vec::new() });
         Ok(())

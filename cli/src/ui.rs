@@ -97,10 +97,19 @@ fn tell(line: std::fmt::Arguments<'_>) {
 
 /// Columns of the terminal on stdout; `None` when it is no terminal (then nothing is cut).
 pub(crate) fn width() -> Option<usize> {
-    if !io::stdout().is_terminal() {
+    columns(io::stdout())
+}
+
+/// Columns of the terminal on stderr, as [`width`].
+pub(crate) fn stderr_width() -> Option<usize> {
+    columns(io::stderr())
+}
+
+fn columns(stream: impl IsTerminal + std::os::fd::AsFd) -> Option<usize> {
+    if !stream.is_terminal() {
         return None;
     }
-    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
     (size.ws_col > 0).then(|| usize::from(size.ws_col))
 }
 

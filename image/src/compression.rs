@@ -1,11 +1,14 @@
 //! Compressed streams: recognised by their first bytes, whatever a media type says.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+mod gzip;
+
+use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
-use flate2::write::GzEncoder;
 
 use crate::media_type;
+
+pub use gzip::{Compressors, DEFAULT_LEVEL as GZIP_LEVEL, Gzip};
 
 /// How a stream is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,13 +143,10 @@ impl<R: BufRead> BufRead for Peeked<R> {
     }
 }
 
-/// Compresses with gzip such that equal input gives equal output: no name, no time.
-pub fn gzip<W: Write>(out: W) -> GzEncoder<W> {
-    GzEncoder::new(out, flate2::Compression::new(6))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn decoded(bytes: &[u8]) -> io::Result<(Compression, Vec<u8>)> {
@@ -157,7 +157,8 @@ mod tests {
     }
 
     fn gzipped(text: &[u8]) -> Vec<u8> {
-        let mut out = gzip(Vec::new());
+        let compressors = Compressors::new();
+        let mut out = compressors.gzip(Vec::new(), GZIP_LEVEL);
         out.write_all(text).unwrap();
         out.finish().unwrap()
     }
@@ -215,11 +216,5 @@ mod tests {
         for text in [&b""[..], b"a", b"\x1f\x8b"] {
             assert_eq!(decoded(text).unwrap(), (Compression::None, text.to_vec()));
         }
-    }
-
-    #[test]
-    fn gzip_output_depends_on_its_input_alone() {
-        assert_eq!(gzipped(b"x"), gzipped(b"x"));
-        assert_eq!(&gzipped(b"x")[4..8], &[0; 4]);
     }
 }

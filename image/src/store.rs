@@ -17,6 +17,7 @@
 mod blobs;
 mod check;
 mod collect;
+mod compressed;
 mod expansions;
 mod images;
 mod ingest;
@@ -27,6 +28,7 @@ mod steps;
 
 pub use check::{CheckReport, Problem};
 pub use collect::Collected;
+pub use compressed::CompressedBlob;
 pub use images::Image;
 pub(crate) use images::choose_from_index;
 pub use ingest::{IngestedLayer, LayerInput, StagedBlob, StagedLayer};

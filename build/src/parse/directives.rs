@@ -1,5 +1,6 @@
 //! Parser directives: `# name=value` lines before everything else.
 
+use crate::check::Checks;
 use crate::error::LanguageError;
 
 /// What stood at the top of a Dockerfile.
@@ -9,8 +10,8 @@ pub struct Directives {
     pub syntax: Option<String>,
     /// The character that continues lines and takes meaning away: `\` or a backtick.
     pub escape: char,
-    /// Which checks are wanted, as it was written.
-    pub check: Option<String>,
+    /// Which checks are wanted.
+    pub check: Option<Checks>,
 }
 
 impl Default for Directives {
@@ -43,7 +44,14 @@ pub(super) fn read(text: &str) -> Result<Directives, LanguageError> {
         }
         match name.as_str() {
             "syntax" => found.syntax = Some(value.to_owned()),
-            "check" => found.check = Some(value.to_owned()),
+            "check" => {
+                let checks = Checks::parse(value).map_err(|what| {
+                    LanguageError::new(lines, what)
+                        .mark(value)
+                        .hint("write skip=NAME,NAME or skip=all, error=true, or both with ; between")
+                })?;
+                found.check = Some(checks);
+            }
             _ => {
                 found.escape = match value {
                     "\\" => '\\',
@@ -71,7 +79,7 @@ mod tests {
             "#syntax=docker/dockerfile:1\n# Escape = `\n# check=skip=all\n# other=x\n# escape=\\\nFROM a";
         let found = read(text).unwrap();
         assert_eq!(found.syntax.as_deref(), Some("docker/dockerfile:1"));
-        assert_eq!((found.escape, found.check.as_deref()), ('`', Some("skip=all")));
+        assert_eq!((found.escape, found.check), ('`', Checks::parse("skip=all").ok()));
         assert_eq!(read("\n# escape=`\n").unwrap().escape, '\\');
         assert_eq!(read("# about\n# escape=`\n").unwrap().escape, '\\');
         assert!(read("# escape=x\n").is_err());

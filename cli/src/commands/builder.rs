@@ -1,12 +1,14 @@
 //! `layerfs builder`: what builds keep.
 
+pub(crate) mod cache;
+
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::build::{DIRECTORY, build, cache_mount, step};
+use super::build::{build, step};
+use super::image::list::point_in_time;
 use crate::exit::Usage;
 use crate::images::{self, human, listing};
 use crate::ui::{self, prompt};
@@ -48,56 +50,15 @@ pub(crate) struct DiskUsageArgs {
     format: Option<String>,
 }
 
-/// Bytes on disk of a tree, as `du` has it, for cache directories.
-fn tree_size(path: &std::path::Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries
-        .flatten()
-        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
-        .map(|(path, metadata)| {
-            metadata.blocks() * 512 + if metadata.is_dir() { tree_size(&path) } else { 0 }
-        })
-        .sum()
-}
-
 fn disk_usage(args: DiskUsageArgs) -> anyhow::Result<ExitCode> {
-    let store = images::open_store()?;
-    let used: std::collections::HashSet<_> =
-        store.images()?.0.iter().flat_map(|image| image.diff_ids().to_vec()).collect();
-    let mut rows: Vec<Value> = Vec::new();
+    let cache = cache::BuildCache::of(&images::open_store()?)?;
     let mut total = 0;
-    for step in store.steps()?.into_iter().rev() {
-        let id = step.record.key.hex();
-        let shown = if args.no_trunc { id } else { id.chars().take(12).collect() };
-        let description = match args.no_trunc {
-            true => step.record.description.clone(),
-            false => step.record.description.chars().take(50).collect(),
-        };
+    let rows = rows(&cache, args.no_trunc);
+    for step in &cache.steps {
         total += step.size;
-        rows.push(json!({
-            "ID": shown,
-            "Type": step.record.kind,
-            "Size": human::size(step.size),
-            "Shared": used.contains(&step.record.layer).to_string(),
-            "LastUsed": layerfs_image::time::format(i64::try_from(step.last_used).unwrap_or(0), 0),
-            "Description": description,
-        }));
     }
-    let caches = crate::commands::run::store_root()?.join(DIRECTORY).join("cache");
-    for kept in cache_mount::all(&caches)? {
-        let size = tree_size(&kept.directory);
-        total += size;
-        let name =
-            kept.directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        rows.push(json!({
-            "ID": name.chars().take(12).collect::<String>(),
-            "Type": "cachemount",
-            "Size": human::size(size),
-            "Shared": "false",
-            "LastUsed": "",
-            "Description": kept.id,
-        }));
+    for directory in &cache.directories {
+        total += directory.size;
     }
     let is_table = args.format.as_deref().is_none_or(|format| format == "table");
     let columns = [
@@ -113,6 +74,40 @@ fn disk_usage(args: DiskUsageArgs) -> anyhow::Result<ExitCode> {
         ui::print(format!("Total: {}\n", human::size(total)))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A row for each step and cache directory.
+pub(crate) fn rows(cache: &cache::BuildCache, no_trunc: bool) -> Vec<Value> {
+    let shortened = |text: &str, len: usize| match no_trunc {
+        true => text.to_owned(),
+        false => text.chars().take(len).collect(),
+    };
+    let steps = cache.steps.iter().map(|step| {
+        json!({
+            "ID": shortened(&step.record.key.hex(), 12),
+            "Type": step.record.kind,
+            "Size": human::size(step.size),
+            "Shared": cache.is_shared(step).to_string(),
+            "InUse": "false",
+            "CreatedAt": step.record.created,
+            "LastUsed": layerfs_image::time::format(i64::try_from(step.last_used).unwrap_or(0), 0),
+            "Description": shortened(&step.record.description, 50),
+        })
+    });
+    let directories = cache.directories.iter().map(|directory| {
+        let name = directory.kept.directory.file_name().unwrap_or_default().to_string_lossy();
+        json!({
+            "ID": name.chars().take(12).collect::<String>(),
+            "Type": "cachemount",
+            "Size": human::size(directory.size),
+            "Shared": "false",
+            "InUse": directory.is_used.to_string(),
+            "CreatedAt": "",
+            "LastUsed": "",
+            "Description": directory.kept.id,
+        })
+    });
+    steps.chain(directories).collect()
 }
 
 /// Remove what builds keep
@@ -134,27 +129,16 @@ pub(crate) struct PruneArgs {
     keep_storage: Option<String>,
 }
 
-fn seconds(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let factor = match text.get(digits.len()..)? {
-        "s" | "" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(factor)
-}
-
 fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
-    let mut until = None;
+    let mut before = None;
     for filter in &args.filter {
-        let age = filter.strip_prefix("until=").and_then(seconds);
-        until = Some(age.ok_or_else(|| Usage(format!("filter {filter:?}: write until=24h")))?);
+        let time = filter.strip_prefix("until=");
+        let time = time.ok_or_else(|| Usage(format!("filter {filter:?}: write until=24h")))?;
+        before = Some(point_in_time(time)?);
     }
     let keep =
         args.keep_storage.as_deref().map(crate::commands::container::create_values::bytes).transpose()?;
-    let mut keep = keep.unwrap_or(0).unsigned_abs();
+    let keep = keep.unwrap_or(0).unsigned_abs();
     if !args.force {
         let what = if args.all {
             "all steps that builds keep, and cache directories"
@@ -165,48 +149,15 @@ fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
     }
-    let store = images::open_store()?;
-    let root = crate::commands::run::store_root()?.join(DIRECTORY);
-    crate::commands::container::step::sweep(&root.join("steps"))?;
-    let used: std::collections::HashSet<_> =
-        store.images()?.0.iter().flat_map(|image| image.diff_ids().to_vec()).collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let is_old = |last_used: u64| until.is_none_or(|age| now.saturating_sub(last_used) >= age);
-    let mut removed = Vec::new();
-    // What was used last is kept first.
-    for step in store.steps()?.into_iter().rev() {
-        if !args.all && used.contains(&step.record.layer) || !is_old(step.last_used) {
-            continue;
-        }
-        if keep >= step.size && keep > 0 {
-            keep -= step.size;
-            continue;
-        }
-        store.forget_step(&step.record.key)?;
-        removed.push(step.record.key.hex());
-    }
-    let mut bytes = 0;
-    if args.all && until.is_none() {
-        for kept in cache_mount::all(&root.join("cache"))? {
-            let size = tree_size(&kept.directory);
-            if cache_mount::remove(&kept)? {
-                bytes += size;
-                removed.push(format!("cache {}", kept.id));
-            }
-        }
-        match std::fs::remove_file(root.join("hashes")) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-    }
-    let collected = store.collect()?;
-    crate::events::prune("builder", bytes + collected.bytes);
-    for name in &removed {
+    let what = cache::Removal { all: args.all, before, keep };
+    let removed = cache::remove(&images::open_store()?, what)?;
+    crate::events::prune("builder", removed.bytes);
+    for name in &removed.names {
         ui::print(format!("{name}\n"))?;
     }
-    if collected.postponed {
+    if removed.postponed {
         ui::note("somebody uses the store: the layers go with the next prune");
     }
-    ui::print(format!("Total reclaimed space: {}\n", human::size(bytes + collected.bytes)))?;
+    ui::print(format!("Total reclaimed space: {}\n", human::size(removed.bytes)))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -57,7 +57,7 @@ pub(crate) fn hinted(error: RegistryError) -> anyhow::Error {
     }
 }
 
-fn explained(error: layerfs_image::Error) -> anyhow::Error {
+pub(crate) fn explained(error: layerfs_image::Error) -> anyhow::Error {
     match error {
         layerfs_image::Error::Registry(error) => hinted(*error),
         error => error.into(),
@@ -214,20 +214,28 @@ enum PushFormat {
 
 impl PushArgs {
     fn compression(&self) -> Result<PushCompression, Usage> {
-        let within = |most: u8| match self.compression_level {
-            Some(level) if !(1..=most).contains(&level) => {
-                Err(Usage(format!("compression level {level}: from 1 to {most}")))
-            }
-            level => Ok(level),
+        let format = match self.compression_format {
+            PushFormat::Gzip => "gzip",
+            PushFormat::Zstd => "zstd",
+            PushFormat::None => "uncompressed",
         };
-        Ok(match self.compression_format {
-            PushFormat::None => PushCompression::None,
-            PushFormat::Zstd => PushCompression::Zstd(within(19)?.unwrap_or(3).into()),
-            PushFormat::Gzip => {
-                within(9)?.map_or_else(PushCompression::default, |level| PushCompression::Gzip(level.into()))
-            }
-        })
+        chosen_compression(format, self.compression_level)
     }
+}
+
+/// `gzip` or `zstd` with a level, or `uncompressed`.
+pub(crate) fn chosen_compression(format: &str, level: Option<u8>) -> Result<PushCompression, Usage> {
+    let within = |most: u8| match level {
+        Some(level) if !(1..=most).contains(&level) => {
+            Err(Usage(format!("compression level {level}: from 1 to {most} with {format}")))
+        }
+        level => Ok(level),
+    };
+    Ok(match format {
+        "uncompressed" => PushCompression::None,
+        "zstd" => PushCompression::Zstd(within(19)?.unwrap_or(3).into()),
+        _ => within(9)?.map_or_else(PushCompression::default, |level| PushCompression::Gzip(level.into())),
+    })
 }
 
 pub(crate) fn push(args: PushArgs) -> anyhow::Result<ExitCode> {

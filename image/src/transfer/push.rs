@@ -1,24 +1,25 @@
 //! Pushing: from the store to a registry. Layers that the store has without compression are compressed on the way, as
-//! registries and whoever pulls from them expect; the manifest then says so.
+//! registries and whoever pulls from them expect; the manifest then says so. What became of a layer is remembered: where
+//! the registry has it, it is not compressed again.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
 use super::{LayerEnd, PARALLEL, Progress};
 use crate::archive::copy_layer;
-use crate::compression::Compression;
+use crate::compression::{Compression, Compressors};
 use crate::config;
-use crate::digest::{Digest, DigestWriter};
+use crate::digest::{DiffId, Digest, DigestWriter};
 use crate::error::Error;
 use crate::media_type;
 use crate::reference::Reference;
-use crate::registry::{BlobSource, Client, Repository, Uploaded, Which};
-use crate::store::{Image, Session, Store};
+use crate::registry::{BlobSource, Client, RegistryError, Repository, Uploaded, Which};
+use crate::store::{CompressedBlob, Image, Session, Store};
 
 /// Layers below this are sent as they are, in bytes: a header and a file or two.
 const WORTH_COMPRESSING: u64 = 4096;
@@ -37,9 +38,39 @@ pub enum PushCompression {
 }
 
 impl Default for PushCompression {
-    /// The fastest of gzip's levels that still search for repetitions: a push takes as long as its compression.
+    /// A level below that of archives: on a near registry, a push takes as long as its compression.
     fn default() -> Self {
         Self::Gzip(2)
+    }
+}
+
+impl PushCompression {
+    /// What is used with manifests of docker's own kind, which know gzip alone, if `is_docker`.
+    fn for_manifest(self, is_docker: bool) -> Self {
+        match self {
+            Self::Zstd(_) if is_docker => Self::default(),
+            other => other,
+        }
+    }
+
+    /// What records of compressed layers are called by.
+    fn name(self) -> String {
+        match self {
+            Self::None => "none".into(),
+            Self::Gzip(level) => format!("gzip-{level}"),
+            Self::Zstd(level) => format!("zstd-{level}"),
+        }
+    }
+
+    /// What a manifest says of a layer so compressed.
+    fn media_type(self, is_docker: bool) -> &'static str {
+        match (self, is_docker) {
+            (Self::Gzip(_), true) => media_type::DOCKER_LAYER_GZIP,
+            (Self::Gzip(_), false) => media_type::OCI_LAYER_GZIP,
+            (Self::Zstd(_), _) => media_type::OCI_LAYER_ZSTD,
+            (Self::None, true) => media_type::DOCKER_LAYER,
+            (Self::None, false) => media_type::OCI_LAYER,
+        }
     }
 }
 
@@ -63,7 +94,18 @@ pub fn push(
     for (at, layer) in layers.iter().enumerate() {
         progress.begin(at, &config::digest_of(layer)?, layer.size());
     }
-    let pusher = Pusher { store, session, repository: &repository, image, mount_from, compression, progress };
+    let is_docker = image.media_type() == media_type::DOCKER_MANIFEST;
+    let pusher = Pusher {
+        store,
+        session,
+        repository: &repository,
+        image,
+        mount_from,
+        is_docker,
+        compression: compression.for_manifest(is_docker),
+        compressors: OnceLock::new(),
+        progress,
+    };
     let sent = Mutex::new(vec![None; layers.len()]);
     let next = AtomicUsize::new(0);
     let failure: Mutex<Option<Error>> = Mutex::new(None);
@@ -118,8 +160,7 @@ fn other_repositories(image: &Image, reference: &Reference) -> Vec<String> {
 /// A layer as it was sent where that is not as the store has it.
 #[derive(Debug, Clone)]
 struct Compressed {
-    digest: Digest,
-    size: u64,
+    blob: CompressedBlob,
     media_type: &'static str,
 }
 
@@ -134,8 +175,8 @@ fn with_layers(image: &Image, layers: &[Option<Compressed>]) -> Result<Vec<u8>, 
     for (descriptor, layer) in descriptors.into_iter().flatten().zip(layers) {
         if let (Some(descriptor), Some(layer)) = (descriptor.as_object_mut(), layer) {
             descriptor.insert("mediaType".into(), layer.media_type.into());
-            descriptor.insert("digest".into(), json!(layer.digest));
-            descriptor.insert("size".into(), layer.size.into());
+            descriptor.insert("digest".into(), json!(layer.blob.digest));
+            descriptor.insert("size".into(), layer.blob.size.into());
         }
     }
     serde_json::to_vec(&manifest).map_err(Error::json("the image's manifest"))
@@ -147,7 +188,10 @@ struct Pusher<'a> {
     repository: &'a Repository,
     image: &'a Image,
     mount_from: Vec<String>,
+    is_docker: bool,
     compression: PushCompression,
+    /// Made with the first layer that needs them.
+    compressors: OnceLock<Compressors>,
     progress: &'a dyn Progress,
 }
 
@@ -155,30 +199,18 @@ impl Pusher<'_> {
     fn layer(&self, at: usize) -> Result<Option<Compressed>, Error> {
         let Some(descriptor) = self.image.manifest.layers().get(at) else { return Ok(None) };
         let digest = config::digest_of(descriptor)?;
-        let compressed = match self.wanted(&digest, descriptor.media_type().as_ref(), descriptor.size())? {
-            true => Some(self.compress(at, &digest)?),
-            false => None,
-        };
-        let mut tell = |bytes| self.progress.advance(at, bytes);
-        let uploaded = match &compressed {
-            Some((path, layer)) => {
-                let source = path.as_path();
-                let sent = self.repository.push_blob(
-                    &layer.digest,
-                    layer.size,
-                    source,
-                    &self.mount_from,
-                    &mut tell,
-                )?;
-                // Room for the next. What is left goes with the session.
-                std::fs::remove_file(path).ok();
-                sent
-            }
-            None => {
-                let source = LayerSource { pusher: self, at, digest, packed: Mutex::new(None) };
-                self.repository.push_blob(&digest, descriptor.size(), &source, &self.mount_from, &mut tell)?
-            }
-        };
+        let (uploaded, compressed) =
+            match self.wanted(&digest, descriptor.media_type().as_ref(), descriptor.size())? {
+                true => {
+                    let (uploaded, blob) = self.send_compressed(at, &digest)?;
+                    let media_type = self.compression.media_type(self.is_docker);
+                    (uploaded, Some(Compressed { blob, media_type }))
+                }
+                false => {
+                    let source = LayerSource { pusher: self, at, digest, packed: Mutex::new(None) };
+                    (self.send(at, &digest, descriptor.size(), &source)?, None)
+                }
+            };
         self.progress.end(
             at,
             match uploaded {
@@ -187,7 +219,54 @@ impl Pusher<'_> {
                 Uploaded::Sent => LayerEnd::Transferred,
             },
         );
-        Ok(compressed.map(|(_, layer)| layer))
+        Ok(compressed)
+    }
+
+    fn send<S: BlobSource + ?Sized>(
+        &self,
+        at: usize,
+        digest: &Digest,
+        size: u64,
+        source: &S,
+    ) -> Result<Uploaded, RegistryError> {
+        let mut tell = |bytes| self.progress.advance(at, bytes);
+        self.repository.push_blob(digest, size, source, &self.mount_from, &mut tell)
+    }
+
+    /// Sends the layer compressed. What it was before is offered first: the registry may have it.
+    fn send_compressed(&self, at: usize, digest: &Digest) -> Result<(Uploaded, CompressedBlob), Error> {
+        let diff_id = self.image.diff_ids().get(at).copied();
+        let how = self.compression.name();
+        if let Some(known) = diff_id.and_then(|diff_id| self.store.compressed_before(&diff_id, &how)) {
+            let source = CompressedSource {
+                pusher: self,
+                at,
+                digest,
+                known,
+                made: Mutex::new(None),
+                is_other: AtomicBool::new(false),
+            };
+            match self.send(at, &known.digest, known.size, &source) {
+                Ok(uploaded) => return Ok((uploaded, known)),
+                // Another version of this program compresses otherwise.
+                Err(_) if source.is_other.load(Ordering::Relaxed) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let (path, blob) = self.compress(at, digest)?;
+        if let Some(diff_id) = diff_id {
+            self.remember(&diff_id, &how, blob);
+        }
+        let uploaded = self.send(at, &blob.digest, blob.size, path.as_path())?;
+        // Room for the next. What is left goes with the session.
+        std::fs::remove_file(path).ok();
+        Ok((uploaded, blob))
+    }
+
+    fn remember(&self, diff_id: &DiffId, how: &str, blob: CompressedBlob) {
+        if let Err(error) = self.store.record_compressed(diff_id, how, blob) {
+            tracing::debug!(%error, "the next push compresses again");
+        }
     }
 
     /// Whether the layer is to be compressed: by its bytes, since media types may be wrong.
@@ -207,35 +286,70 @@ impl Pusher<'_> {
     }
 
     /// The layer compressed, in a file of the session.
-    fn compress(&self, at: usize, digest: &Digest) -> Result<(PathBuf, Compressed), Error> {
+    fn compress(&self, at: usize, digest: &Digest) -> Result<(PathBuf, CompressedBlob), Error> {
         let path = self.session.path().join(format!("push-{at}-{}", digest.hex()));
         let file = File::create(&path).map_err(Error::io("create", &path))?;
         let out = BufWriter::with_capacity(BUFFER, DigestWriter::new(file));
         let copy = |out: &mut dyn Write| copy_layer(self.store, self.image, at, out).map(|_| ());
         let failed = |error: io::Error| Error::io("write", &path)(error);
-        let docker = self.image.media_type() == media_type::DOCKER_MANIFEST;
-        // Manifests of docker's own kind know gzip alone.
-        let compression = match self.compression {
-            PushCompression::Zstd(_) if docker => PushCompression::default(),
-            other => other,
-        };
-        let (out, media_type) = match compression {
+        let out = match self.compression {
             PushCompression::Zstd(level) => {
                 let mut encoder = zstd::stream::write::Encoder::new(out, level).map_err(failed)?;
                 copy(&mut encoder)?;
-                (encoder.finish().map_err(failed)?, media_type::OCI_LAYER_ZSTD)
+                encoder.finish().map_err(failed)?
             }
             PushCompression::Gzip(level) => {
-                let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::new(level));
+                let mut encoder = self.compressors.get_or_init(Compressors::new).gzip(out, level);
                 copy(&mut encoder)?;
-                let media_type =
-                    if docker { media_type::DOCKER_LAYER_GZIP } else { media_type::OCI_LAYER_GZIP };
-                (encoder.finish().map_err(failed)?, media_type)
+                encoder.finish().map_err(failed)?
             }
             PushCompression::None => return Err(Error::Unsupported("no compression was asked for".into())),
         };
         let (_, digest, size) = out.into_inner().map_err(|error| failed(error.into_error()))?.finish();
-        Ok((path, Compressed { digest, size, media_type }))
+        Ok((path, CompressedBlob { digest, size }))
+    }
+}
+
+/// A layer that was compressed before, and is again when it turns out that the registry needs it.
+struct CompressedSource<'a> {
+    pusher: &'a Pusher<'a>,
+    at: usize,
+    /// Of the layer's blob.
+    digest: &'a Digest,
+    known: CompressedBlob,
+    made: Mutex<Option<PathBuf>>,
+    /// It has become something else.
+    is_other: AtomicBool,
+}
+
+impl CompressedSource<'_> {
+    fn make(&self) -> io::Result<PathBuf> {
+        let (path, blob) = self.pusher.compress(self.at, self.digest).map_err(io::Error::other)?;
+        if blob != self.known {
+            self.is_other.store(true, Ordering::Relaxed);
+            return Err(io::Error::other("the layer is compressed to other bytes than before"));
+        }
+        Ok(path)
+    }
+}
+
+impl BlobSource for CompressedSource<'_> {
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + '_>> {
+        let mut made = self.made.lock().map_err(|_| io::Error::other("compressing the layer failed"))?;
+        let path = match &*made {
+            Some(path) => path.clone(),
+            None => made.insert(self.make()?).clone(),
+        };
+        open_at(&path, offset)
+    }
+}
+
+impl Drop for CompressedSource<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.made.get_mut().ok().and_then(Option::take) {
+            // Room for the next. What is left goes with the session.
+            std::fs::remove_file(path).ok();
+        }
     }
 }
 

@@ -55,6 +55,32 @@ fn steps_are_found_as_long_as_nothing_changes() {
 }
 
 #[test]
+fn the_build_cache_is_part_of_the_system() {
+    let Some(world) = World::new() else { return };
+    let text = "FROM box\nRUN --mount=type=cache,target=/c echo x > /c/f && echo y > /y\n";
+    let context = world.context("system", &[("Dockerfile", text)]);
+    world.ok(&["build", "-t", "x", context.to_str().unwrap()]);
+    let row = || {
+        let rows =
+            world.ok(&["system", "df", "--format", "{{.Type}}: {{.TotalCount}} {{.Active}} {{.Size}}"]);
+        rows.lines().find_map(|row| row.strip_prefix("Build Cache: ")).unwrap().to_owned()
+    };
+    // The step of the box, the other one, and the directory, which alone is no image's.
+    let with_images = row();
+    assert!(with_images.starts_with("3 0 ") && !with_images.ends_with(" 0B"), "{with_images}");
+    let verbose = world.ok(&["system", "df", "-v"]);
+    assert!(verbose.contains("Build cache usage: ") && verbose.contains("cachemount"), "{verbose}");
+    world.ok(&["rmi", "-f", "x"]);
+    assert_eq!(world.ok(&["system", "prune", "-f", "--filter", "label=x"]), "Total reclaimed space: 0B");
+    assert!(row().starts_with("3 0 "));
+    let pruned = world.ok(&["system", "prune", "-f"]);
+    assert!(pruned.contains("Deleted build cache objects:\n"), "{pruned}");
+    assert!(row().starts_with("2 0 "), "what the image box has, and the directory: {}", row());
+    world.ok(&["system", "prune", "-af"]);
+    assert_eq!(row(), "0 0 0B");
+}
+
+#[test]
 fn caches_of_other_machines() {
     let Some(world) = World::new() else { return };
     let context = world.context("far", &[("Dockerfile", "FROM scratch\nCOPY a /a\nCOPY a /b\n"), ("a", "1")]);

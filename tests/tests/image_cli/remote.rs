@@ -94,6 +94,42 @@ fn login_push_pull_search_and_logout() {
     world.run(&["pull", &format!("{name}:1")]).refused();
 }
 
+/// What a layer became when it was compressed is remembered: where the registry has it, nothing is compressed.
+#[test]
+fn a_layer_is_compressed_for_its_first_push_only() {
+    let Some(world) = World::new() else { return };
+    let Some(registry) = DockerRegistry::start(false, None) else { return };
+    let name = format!("{}/tool:1", registry.host());
+    world.import(&name, &"words that are said again and again\n".repeat(40_000), &[]);
+    let layer = world.run(&["inspect", "-f", "{{index .RootFS.Layers 0}}", &name]).ok();
+    let pushed = world.run(&["push", &name]).ok();
+    assert!(pushed.contains(": Pushed\n"), "{pushed}");
+    // Nothing is left to compress. (What is not in the store cannot be read, whatever is remembered of it.)
+    let blob = world.path("root/images/blobs/sha256").join(layer.trim().strip_prefix("sha256:").unwrap());
+    let kept = fs::read(&blob).unwrap();
+    fs::remove_file(&blob).unwrap();
+    let again = world.run(&["push", &name]).ok();
+    assert!(again.contains(": Layer already exists\n"), "{again}");
+    assert_eq!(again.lines().last(), pushed.lines().last(), "the same manifest");
+    let other = format!("{}/other:1", registry.host());
+    world.run(&["tag", &name, &other]).ok();
+    let mounted = world.run(&["push", &other]).ok();
+    assert!(mounted.contains(": Mounted"), "{mounted}");
+    // Another level is another blob, and so is what a registry without it needs.
+    let refused = world.run(&["push", "--compression-level", "9", &name]).refused();
+    assert!(refused.contains(layer.trim()), "{refused}");
+    fs::write(&blob, kept).unwrap();
+    world.run(&["push", "--compression-level", "9", &name]).ok();
+    let Some(elsewhere) = DockerRegistry::start(false, None) else { return };
+    let there = format!("{}/tool:1", elsewhere.host());
+    world.run(&["tag", &name, &there]).ok();
+    let sent = world.run(&["push", &there]).ok();
+    assert!(sent.contains(": Pushed\n"), "{sent}");
+    assert_eq!(sent.lines().last(), pushed.lines().last(), "the same manifest everywhere");
+    world.run(&["rmi", "-af"]).ok();
+    world.run(&["pull", "-q", &there]).ok();
+}
+
 #[test]
 fn an_image_of_several_platforms() {
     let Some(world) = World::new() else { return };

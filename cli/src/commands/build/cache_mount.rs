@@ -116,11 +116,18 @@ pub(crate) fn all(root: &Path) -> anyhow::Result<Vec<Kept>> {
     Ok(found)
 }
 
+/// Whether a step uses it.
+pub(crate) fn is_used(kept: &Kept) -> bool {
+    File::open(kept.directory.join("lock"))
+        .is_ok_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err())
+}
+
 /// Removes one that nobody uses. False when it is used.
 pub(crate) fn remove(kept: &Kept) -> anyhow::Result<bool> {
-    let path = kept.directory.join("lock");
-    if let Ok(lock) = File::open(&path)
-        && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
+    // Held until it is gone.
+    let lock = File::open(kept.directory.join("lock"));
+    if let Ok(lock) = &lock
+        && rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_err()
     {
         return Ok(false);
     }

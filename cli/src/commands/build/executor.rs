@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use layerfs_build::check::Check;
 use layerfs_build::config::{Action, StageState};
 use layerfs_build::context::{HashCache, SourceTree};
 use layerfs_build::parse::{Node, parse_one};
@@ -137,9 +138,10 @@ pub(super) fn execute(
         platform_arguments: platform_arguments(request),
     };
     let plan = plan(&input.text, &wanted).map_err(|error| explained(&error, &input.file, &input.text))?;
-    for (line, words) in &plan.warnings {
-        progress.warn(format_args!("{}:{line}: {words}", input.file));
+    for warning in &plan.warnings {
+        progress.warn(format_args!("{}:{}: {warning}", input.file, warning.line));
     }
+    refuse_violations(&plan)?;
     let executor = Executor {
         request,
         input,
@@ -169,6 +171,21 @@ pub(super) fn execute(
     executor.note_unused_arguments();
     remote::export(&request.cache_to, &locked(&executor.used), store)?;
     Ok(built)
+}
+
+/// With `# check=error=true`, what the checks find is a mistake.
+fn refuse_violations(plan: &Plan) -> anyhow::Result<()> {
+    let mut names: Vec<&str> =
+        plan.warnings.iter().filter_map(|warning| warning.check).map(Check::name).collect();
+    names.sort_unstable();
+    names.dedup();
+    if !plan.checks.is_error || names.is_empty() {
+        return Ok(());
+    }
+    bail!(Hinted {
+        message: format!("lint violation found for rules: {}", names.join(", ")),
+        hint: "mend what the warnings say, or leave rules out with # check=skip=NAME,NAME;error=true".into(),
+    })
 }
 
 fn platform_arguments(request: &Request) -> BTreeMap<String, String> {
@@ -610,7 +627,10 @@ impl Executor<'_> {
             .filter(|name| {
                 let name = name.as_str();
                 !layerfs_build::config::PREDEFINED.contains(&name)
-                    && !matches!(name, "SOURCE_DATE_EPOCH" | "BUILDKIT_INLINE_CACHE")
+                    && !matches!(
+                        name,
+                        "SOURCE_DATE_EPOCH" | "BUILDKIT_INLINE_CACHE" | "BUILDKIT_DOCKERFILE_CHECK"
+                    )
                     && !self
                         .input
                         .text

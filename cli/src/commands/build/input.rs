@@ -150,7 +150,11 @@ fn dockerfile(
             Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),
         }
     }
-    let names: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+    let shown = |path: &PathBuf| match directory.and_then(|directory| path.strip_prefix(directory).ok()) {
+        Some(within) => format!("{} in the context", within.display()),
+        None => path.display().to_string(),
+    };
+    let names: Vec<String> = candidates.iter().map(shown).collect();
     bail!(Hinted {
         message: format!("no Dockerfile: there is no {}", names.join(" and no ")),
         hint: "name it with -f FILE".into(),

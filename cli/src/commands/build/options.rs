@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use layerfs_image::reference::Reference;
 use layerfs_image::registry::Platform;
+use layerfs_image::transfer::PushCompression;
 
 use crate::commands::container::options::CreateOptions;
+use crate::commands::registry::chosen_compression;
 use crate::exit::Usage;
 use crate::images;
 
@@ -82,9 +84,13 @@ pub(crate) struct BuildArgs {
     /// Write the image's id to FILE
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
-    /// Write what was built elsewhere than to the store: DIRECTORY, or type=local|tar|oci|docker,dest=PATH (- for stdout)
+    /// Write what was built elsewhere than to the store: DIRECTORY, or type=local|tar|oci|docker,dest=PATH (- for stdout),
+    /// or type=registry[,name=NAME][,compression=gzip|zstd|uncompressed][,compression-level=NUMBER]
     #[arg(short, long, value_name = "OUTPUT")]
     output: Option<String>,
+    /// Push what was built, under the names of -t: --output type=registry
+    #[arg(long, conflicts_with = "output")]
+    push: bool,
     /// One layer for all that is new
     #[arg(long)]
     squash: bool,
@@ -180,7 +186,7 @@ pub(super) enum Output {
     },
     /// Nowhere: only the steps count.
     CacheOnly,
-    Registry,
+    Registry(PushCompression),
 }
 
 /// Where a secret comes from.
@@ -244,7 +250,7 @@ fn fields(option: &str, text: &str) -> anyhow::Result<Vec<(String, String)>> {
 impl Request {
     pub(super) fn new(args: BuildArgs) -> anyhow::Result<Self> {
         let tags = args.tag.iter().map(|name| images::parse_tag(name).map(Reference::or_latest));
-        let tags = tags.collect::<anyhow::Result<Vec<_>>>()?;
+        let mut tags = tags.collect::<anyhow::Result<Vec<_>>>()?;
         let Some(context) = args.context.as_deref() else {
             return Err(wrong("'layerfs build' needs a context: a directory (often .), - or a URL"));
         };
@@ -301,8 +307,17 @@ impl Request {
         if args.squash && args.output.as_deref().is_some_and(|text| text.contains("type=cacheonly")) {
             return Err(wrong("--squash without an image makes no sense"));
         }
-        let output = args.output.as_deref().map(parse_output).transpose()?.unwrap_or(Output::Store);
-        if output == Output::Registry && tags.is_empty() {
+        let (output, names) = match args.output.as_deref() {
+            Some(text) => parse_output(text)?,
+            None if args.push => (Output::Registry(PushCompression::default()), Vec::new()),
+            None => (Output::Store, Vec::new()),
+        };
+        for name in names {
+            if !tags.contains(&name) {
+                tags.push(name);
+            }
+        }
+        if matches!(output, Output::Registry(_)) && tags.is_empty() {
             return Err(wrong("an image that is pushed needs a name: add -t"));
         }
         Ok(Self {
@@ -446,43 +461,67 @@ fn agent(text: &str) -> anyhow::Result<(String, PathBuf)> {
     Ok((if id.is_empty() { "default".into() } else { id.to_owned() }, path))
 }
 
-fn parse_output(text: &str) -> anyhow::Result<Output> {
+/// Where it goes, and names that it has there beside those of `-t`.
+fn parse_output(text: &str) -> anyhow::Result<(Output, Vec<Reference>)> {
     if text == "-" {
-        return Ok(Output::Tar("-".into()));
+        return Ok((Output::Tar("-".into()), Vec::new()));
     }
     if !text.contains('=') {
-        return Ok(Output::Local(text.into()));
+        return Ok((Output::Local(text.into()), Vec::new()));
     }
     let (mut kind, mut dest, mut push) = (String::new(), None, false);
+    let (mut names, mut compression, mut level) = (Vec::new(), None, None);
     for (name, value) in fields("--output", text)? {
+        let bad = |words: &str| wrong(format!("--output {text:?}: {name} is {words}, not {value:?}"));
         match name.as_str() {
             "type" => kind = value,
             "dest" | "destination" => dest = Some(PathBuf::from(value)),
-            "push" => push = value == "true",
+            "push" => push = value.parse().map_err(|_| bad("true or false"))?,
+            "name" => names.push(images::parse_tag(&value).map(Reference::or_latest)?),
+            "compression" if matches!(value.as_str(), "gzip" | "zstd" | "uncompressed") => {
+                compression = Some(value);
+            }
+            "compression" => return Err(bad("gzip, zstd or uncompressed")),
+            "compression-level" => level = Some(value.parse::<u8>().map_err(|_| bad("a number"))?),
+            // Manifests are OCI's always.
+            "oci-mediatypes" if value == "true" => {}
             _ => {
                 return Err(wrong(format!(
-                    "--output {text:?}: {name} is not known; there are type, dest and push"
+                    "--output {text:?}: {name} is not known; there are type, dest, push, name, compression and \
+                     compression-level"
                 )));
             }
         }
     }
+    let pushed = kind == "registry" || kind == "image" && push;
+    if !pushed && (compression.is_some() || level.is_some()) {
+        return Err(wrong(format!(
+            "--output {text:?}: layers are compressed only where they are pushed; an archive is compressed by \
+             'layerfs save --compress'"
+        )));
+    }
+    if !names.is_empty() && !matches!(kind.as_str(), "image" | "registry" | "docker" | "oci") {
+        return Err(wrong(format!("--output {text:?}: what goes to {kind:?} has no name")));
+    }
     let needs = || dest.clone().ok_or_else(|| wrong(format!("--output {text:?}: dest=PATH is missing")));
-    Ok(match kind.as_str() {
+    let output = match kind.as_str() {
         "local" => Output::Local(needs()?),
         "tar" => Output::Tar(dest.unwrap_or_else(|| "-".into())),
         "oci" => Output::Archive { oci: true, path: dest.unwrap_or_else(|| "-".into()) },
         "docker" if dest.is_none() => Output::Store,
         "docker" => Output::Archive { oci: false, path: needs()? },
-        "image" if push => Output::Registry,
+        "image" | "registry" if pushed => {
+            Output::Registry(chosen_compression(compression.as_deref().unwrap_or("gzip"), level)?)
+        }
         "image" => Output::Store,
-        "registry" => Output::Registry,
         "cacheonly" => Output::CacheOnly,
         other => {
             return Err(wrong(format!(
                 "--output type={other}: there are local, tar, oci, docker, image, registry and cacheonly"
             )));
         }
-    })
+    };
+    Ok((output, names))
 }
 
 fn cache(option: &str, text: &str) -> anyhow::Result<CacheSource> {
@@ -515,10 +554,27 @@ mod tests {
 
     #[test]
     fn texts_have_their_meaning() {
-        assert_eq!(parse_output("out").unwrap(), Output::Local("out".into()));
-        assert_eq!(parse_output("type=tar,dest=x").unwrap(), Output::Tar("x".into()));
-        assert_eq!(parse_output("type=docker").unwrap(), Output::Store);
-        for text in ["type=local", "type=x", "what=1", "dest=x"] {
+        let output = |text: &str| parse_output(text).unwrap().0;
+        assert_eq!(output("out"), Output::Local("out".into()));
+        assert_eq!(output("type=tar,dest=x"), Output::Tar("x".into()));
+        assert_eq!(output("type=docker"), Output::Store);
+        assert_eq!(output("type=image,push=false"), Output::Store);
+        let (pushed, names) = parse_output("type=image,name=h.example/a:1,push=true").unwrap();
+        assert_eq!(pushed, Output::Registry(PushCompression::default()));
+        assert_eq!(names[0].to_string(), "h.example/a:1");
+        let chosen = output("type=registry,compression=zstd,compression-level=7");
+        assert_eq!(chosen, Output::Registry(PushCompression::Zstd(7)));
+        for text in [
+            "type=local",
+            "type=x",
+            "what=1",
+            "dest=x",
+            "type=image,push=perhaps",
+            "type=registry,compression=lzma",
+            "type=registry,compression=gzip,compression-level=10",
+            "type=oci,dest=x,compression=gzip",
+            "type=tar,name=a",
+        ] {
             assert!(parse_output(text).is_err(), "{text}");
         }
         assert_eq!(secret("id=a,src=b").unwrap(), ("a".into(), SecretSource::File("b".into())));

@@ -51,13 +51,13 @@ pub(super) fn deliver(
             to_output(path, |out| Ok(pack_merged(&stack, out, false).map(drop)?))?;
             return Ok(ExitCode::SUCCESS);
         }
-        Output::Store | Output::Archive { .. } | Output::Registry => {}
+        Output::Store | Output::Archive { .. } | Output::Registry(_) => {}
     }
     let number = progress.begin("exporting the image");
     let known = store.named()?;
     let published = publish(request, store, session, &built);
     progress.end(number, if published.is_ok() { End::Done } else { End::Failed });
-    let (id, manifest, size) = published?;
+    let (id, mut manifest, mut size) = published?;
     match &request.output {
         Output::Archive { oci, path } => {
             let format = if *oci { SaveFormat::Oci } else { SaveFormat::Docker };
@@ -71,14 +71,27 @@ pub(super) fn deliver(
             }
             saved?;
         }
-        Output::Registry => {
+        Output::Registry(compression) => {
             let client = crate::commands::registry::RegistryArgs::default().client()?;
             let image = store.find(&id.to_string())?;
             for tag in &request.tags {
+                let number = progress.begin(&format!("pushing {}", tag.familiar()));
                 let silent = layerfs_image::transfer::Silent;
-                let compression = layerfs_image::transfer::PushCompression::default();
-                layerfs_image::transfer::push(store, session, &client, &image, tag, compression, &silent)
+                let pushed = layerfs_image::transfer::push(
+                    store,
+                    session,
+                    &client,
+                    &image,
+                    tag,
+                    *compression,
+                    &silent,
+                );
+                progress.end(number, if pushed.is_ok() { End::Done } else { End::Failed });
+                let (digest, len) = pushed
+                    .map_err(crate::commands::registry::explained)
                     .with_context(|| format!("push {}", tag.familiar()))?;
+                // What the registry has it by.
+                (manifest, size) = (digest, len as u64);
             }
         }
         _ => {}

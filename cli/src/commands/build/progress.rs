@@ -40,6 +40,8 @@ struct Running {
     name: String,
     started: Instant,
     bar: Option<ProgressBar>,
+    /// The line under it: what the step wrote last. From its first output on.
+    under: Option<ProgressBar>,
     /// Output that has no end of line yet.
     open: Vec<u8>,
     /// What it wrote last, told again when it fails and nothing of it was shown.
@@ -50,6 +52,15 @@ struct Running {
 const TAIL: usize = 40;
 /// A line without an end is told after so many bytes.
 const LONG: usize = 8192;
+
+/// `name`, cut so that it has its line of the terminal with `beside` other columns.
+fn fitting(name: &str, columns: Option<usize>, beside: usize) -> String {
+    let most = columns.map_or(usize::MAX, |columns| columns.saturating_sub(beside).max(20));
+    match name.chars().count() > most {
+        true => name.chars().take(most - 1).chain(['…']).collect(),
+        false => name.to_owned(),
+    }
+}
 
 impl Progress {
     pub(super) fn new(how: ProgressArg) -> Self {
@@ -86,17 +97,17 @@ impl Progress {
             ProgressArg::Tty | ProgressArg::Quiet => {}
         }
         let bar = (self.how == ProgressArg::Tty).then(|| {
+            // Names are cut where the terminal ends, also after it has changed its size.
             let bar = self.bars.add(ProgressBar::new_spinner());
-            if let Ok(style) =
-                ProgressStyle::with_template("{spinner} {prefix} {elapsed}\n    {wide_msg:.dim}")
-            {
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
                 bar.set_style(style);
             }
-            bar.set_prefix(name.clone());
+            bar.set_message(name.clone());
             bar.enable_steady_tick(Duration::from_millis(150));
             bar
         });
-        let running = Running { name, started: Instant::now(), bar, open: Vec::new(), tail: Vec::new() };
+        let (open, tail) = (Vec::new(), Vec::new());
+        let running = Running { name, started: Instant::now(), bar, under: None, open, tail };
         state.steps.insert(number, running);
         number
     }
@@ -129,7 +140,14 @@ impl Progress {
                     running.tail.remove(0);
                 }
                 if let Some(bar) = &running.bar {
-                    bar.set_message(text.chars().filter(|letter| !letter.is_control()).collect::<String>());
+                    let under = running.under.get_or_insert_with(|| {
+                        let under = self.bars.insert_after(bar, ProgressBar::new_spinner());
+                        if let Ok(style) = ProgressStyle::with_template("    {wide_msg:.dim}") {
+                            under.set_style(style);
+                        }
+                        under
+                    });
+                    under.set_message(text.chars().filter(|letter| !letter.is_control()).collect::<String>());
                 }
             }
         }
@@ -161,8 +179,12 @@ impl Progress {
             })),
             ProgressArg::Tty | ProgressArg::Quiet => {
                 if let Some(bar) = &running.bar {
-                    bar.finish_and_clear();
-                    self.bars.suspend(|| ui::line(format_args!("=> {} {words}", running.name)));
+                    for bar in running.under.iter().chain([bar]) {
+                        bar.finish_and_clear();
+                        self.bars.remove(bar);
+                    }
+                    let name = fitting(&running.name, ui::stderr_width(), words.len() + 4);
+                    self.bars.suspend(|| ui::line(format_args!("=> {name} {words}")));
                 }
                 if how == End::Failed {
                     for line in &running.tail {
@@ -182,5 +204,20 @@ impl Progress {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_one_line() {
+        assert_eq!(fitting("a short name", Some(80), 10), "a short name");
+        assert_eq!(fitting(&"x".repeat(100), None, 10).len(), 100);
+        let cut = fitting(&"é".repeat(100), Some(60), 14);
+        assert_eq!(cut.chars().count() + 14, 60);
+        assert!(cut.ends_with("é…"), "{cut}");
+        assert_eq!(fitting(&"x".repeat(100), Some(0), 14).chars().count(), 20);
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use layerfs_image::archive::{self, SaveFormat};
-use layerfs_image::compression::gzip;
+use layerfs_image::compression::{Compressors, GZIP_LEVEL};
 use layerfs_image::reference::Reference;
 use layerfs_image::store::{Image, Store};
 
@@ -77,7 +77,9 @@ pub(crate) fn save(args: SaveArgs) -> anyhow::Result<ExitCode> {
     let chosen = chosen(&store, &args.images)?;
     to_output(output.as_deref(), |out| {
         if args.compress {
-            archive::save(&store, &chosen, format, gzip(out))?.finish().context("write the archive")?;
+            let compressors = Compressors::new();
+            let out = compressors.gzip(out, GZIP_LEVEL);
+            archive::save(&store, &chosen, format, out)?.finish().context("write the archive")?;
         } else {
             archive::save(&store, &chosen, format, out)?;
         }

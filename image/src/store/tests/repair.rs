@@ -189,7 +189,8 @@ fn regression_a_blob_must_be_the_layer_that_the_config_names() {
     assert!(layout.status().unwrap().success());
     // Another layer, compressed, takes the place of the right one in the manifest.
     let blobs = dir.path().join("layout/blobs/sha256");
-    let mut encoder = crate::compression::gzip(Vec::new());
+    let compressors = crate::compression::Compressors::new();
+    let mut encoder = compressors.gzip(Vec::new(), 4);
     encoder.write_all(&tar("bad")).unwrap();
     let bad = encoder.finish().unwrap();
     let bad_digest = Digest::of(&bad);

@@ -8,19 +8,21 @@ use layerfs_image::store::{Image, Store};
 use serde_json::{Value, json};
 
 use super::super::list::Sizes;
+use crate::commands::builder;
 use crate::exit::Usage;
 use crate::images::{self, containers, human, listing};
 use crate::ui;
 
-/// Show how much space images and containers take
+/// Show how much space images, containers and the build cache take
 ///
-/// What can be reclaimed of the images are the layers that no container needs: `layerfs image prune --all` frees them.
+/// What can be reclaimed of the images are the layers that no container needs: `layerfs image prune --all` frees them. The
+/// build cache is what it takes beside the images: `layerfs builder prune --all` frees it.
 #[derive(Debug, Args)]
 pub(super) struct DfArgs {
     /// `table`, `json`, `table TEMPLATE` or a Go template
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
-    /// Show each image and container: with what it shares and what it has alone
+    /// Show each image, with what it shares and what it has alone, each container, and each step that builds keep
     #[arg(short, long)]
     verbose: bool,
 }
@@ -59,10 +61,14 @@ pub(super) fn df(args: &DfArgs) -> anyhow::Result<ExitCode> {
     let running = all.iter().filter(|container| container.running).count();
     let snapshots: Vec<_> = all.iter().flat_map(|container| &container.snapshots).collect();
     let kept: u64 = snapshots.iter().map(|path| disk_usage(path)).sum();
+    let cache = builder::cache::BuildCache::of(&store)?;
+    let (cached, free) = cache.sizes();
+    let in_use = cache.directories.iter().filter(|directory| directory.is_used).count();
     let rows = [
         row("Images", found.len(), used.len(), total, reclaimable),
         row("Containers", all.len(), running, written, freed),
         row("Snapshots", snapshots.len(), 0, kept, kept),
+        row("Build Cache", cache.steps.len() + cache.directories.len(), in_use, cached, free),
     ];
     let columns = [
         ("TYPE", "Type"),
@@ -117,9 +123,12 @@ fn verbose(store: &Store, found: &[Image], format: Option<&str>) -> anyhow::Resu
             })
         })
         .collect();
+    let cache = builder::cache::BuildCache::of(store)?;
+    let cache_rows = builder::rows(&cache, false);
     match format {
         Some("json") => {
-            ui::print(format!("{}\n", json!({ "Images": image_rows, "Containers": container_rows })))?;
+            let all = json!({ "Images": image_rows, "Containers": container_rows, "BuildCache": cache_rows });
+            ui::print(format!("{all}\n"))?;
         }
         None | Some("table" | "") => {
             ui::print("Images space usage:\n\n")?;
@@ -144,6 +153,16 @@ fn verbose(store: &Store, found: &[Image], format: Option<&str>) -> anyhow::Resu
                 ("NAMES", "Names"),
             ];
             listing::print(&container_rows, &columns, &[], None)?;
+            ui::print(format!("\nBuild cache usage: {}\n\n", human::size(cache.sizes().0)))?;
+            let columns = [
+                ("CACHE ID", "ID"),
+                ("CACHE TYPE", "Type"),
+                ("SIZE", "Size"),
+                ("LAST USED", "LastUsed"),
+                ("SHARED", "Shared"),
+                ("DESCRIPTION", "Description"),
+            ];
+            listing::print(&cache_rows, &columns, &[], None)?;
         }
         Some(_) => {
             return Err(

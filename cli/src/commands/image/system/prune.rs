@@ -4,15 +4,18 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::super::list::point_in_time;
 use super::super::prune as images_prune;
+use crate::commands::builder::cache;
 use crate::commands::{container, network, volume};
 use crate::exit::Usage;
 use crate::images::{self, human};
 use crate::ui;
 
-/// Remove what is not used: stopped containers, networks, images without a name
+/// Remove what is not used: stopped containers, networks, images without a name, build cache that no image has
 ///
-/// With --all also images that no container uses, with --volumes also anonymous volumes.
+/// With --all also images that no container uses and all of the build cache, with --volumes also anonymous volumes.
+/// Nothing in the build cache has labels: with a filter by label it stays.
 #[derive(Debug, Args)]
 pub(super) struct SystemPruneArgs {
     /// Remove all images that no container uses, not just those without a name
@@ -44,6 +47,14 @@ pub(super) fn prune(args: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
         true => "  - all images without at least one container associated to them\n",
         false => "  - all dangling images\n",
     });
+    let with_cache = !args.filter.iter().any(|filter| filter.starts_with("label"));
+    let mut before = None;
+    for time in args.filter.iter().filter_map(|filter| filter.strip_prefix("until=")) {
+        before = Some(point_in_time(time)?);
+    }
+    if with_cache {
+        what.push_str(if args.all { "  - all build cache\n" } else { "  - unused build cache\n" });
+    }
     if !args.filter.is_empty() {
         what.push_str(&format!(
             "\n  Items to be pruned will be filtered with:\n  - {}\n",
@@ -72,6 +83,11 @@ pub(super) fn prune(args: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
     let store = images::open_store()?;
     let pruned = images_prune::remove_unused(&store, args.all, &args.filter)?;
     bytes += pruned.tell_what()?;
+    if with_cache {
+        let removed = cache::remove(&store, cache::Removal { all: args.all, before, keep: 0 })?;
+        bytes += removed.bytes;
+        ui::print(listed("build cache objects", &removed.names))?;
+    }
     ui::print(format!("Total reclaimed space: {}\n", human::size(bytes)))?;
     Ok(if containers.failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
