@@ -43,10 +43,10 @@ pub(crate) fn adopt(
     let created = config.created.clone();
     create::fill(&mut config, &options, None, words, true, &containers)?;
     config.created = created;
-    for name in ["work", "merged"] {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(directory.join(name));
-        made.with_context(|| format!("make {}", directory.join(name).display()))?;
-    }
+    // A start makes the mountpoint, as after every run.
+    let work = directory.join("work");
+    let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&work);
+    made.with_context(|| format!("make {}", work.display()))?;
     let mut record = record_of(&state);
     record.args = config.args();
     record.finished_at = rfc3339(SystemTime::now());
