@@ -247,7 +247,7 @@ impl Cgroup {
     }
 
     /// Moves a process, and with it its future children, here: to the unified hierarchy's directory unless it was `born`
-    /// there, and to the others unless it has `entered` them by itself (see [`Entrances`]).
+    /// there, and to the others unless it has `entered` them by itself (see `entrance`).
     ///
     /// # Errors
     /// When a hierarchy refuses it.

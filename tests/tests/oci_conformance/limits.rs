@@ -126,8 +126,30 @@ fn real_time_is_bounded_or_the_field_is_named() {
 #[test]
 fn huge_pages_are_bounded() {
     let Some(bundles) = Bundles::own() else { return };
-    if !has_controller("hugetlb") {
-        return;
+    let is_somewhere = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let is_legacy = |line: &str| line.contains(" - cgroup ") && line.contains("hugetlb");
+        mounts.lines().any(is_legacy)
+            || unified_controllers().split_whitespace().any(|name| name == "hugetlb")
+    };
+    if !is_somewhere() {
+        // A hierarchy of version 1 that was unmounted with dying cgroups in it keeps its controllers, until it is mounted
+        // and unmounted once more.
+        let script = "mount -t cgroup -o hugetlb hugetlb \"$1\" && umount \"$1\"";
+        let place = bundles.path().join("hugetlb");
+        fs::create_dir(&place).unwrap();
+        let mut once = Command::new("unshare");
+        once.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&place);
+        let released = once.status().unwrap().success();
+        let started = std::time::Instant::now();
+        while released && !is_somewhere() && started.elapsed().as_secs() < 10 {
+            std::thread::yield_now();
+        }
+        if !is_somewhere() {
+            // No privilege: a kernel without it, or one whose version 1 hierarchy is mounted elsewhere.
+            eprintln!("SKIPPED: this machine has no hugetlb controller");
+            return;
+        }
     }
     let (id, _) = bundles.start("sleep 1000", |spec| {
         spec["linux"]["resources"]["hugepageLimits"] = json!([{"pageSize": "2MB", "limit": 4 << 20}]);

@@ -58,6 +58,9 @@ impl Draft<'_> {
     }
 }
 
+/// Bytes above which a metadata-only copy is cut before it is complete: copying all of it would take too long.
+const CUT_IN_PLACE: u64 = 1 << 20;
+
 impl Overlay {
     /// True when satisfying a write or an attribute change of this node may take long: data must be copied, or
     /// somebody is at it. Asks the layer for no more than a size.
@@ -617,8 +620,11 @@ impl Overlay {
         let before = stat_fd(&file)?;
         let source = self.layers.open_file(&data.dir, &data.name, OFlags::RDONLY)?;
         let size = stat_fd(&source)?.size;
+        // Cutting the file and taking its mark away are two steps. A crash between them leaves a mark on a file that has
+        // another size than the data it leads to, of which kernel overlayfs reads more than the size says. What is not
+        // large is therefore copied whole, and cut when it is complete.
         let length = match need {
-            Need::DataUpTo(wanted) => wanted.min(size),
+            Need::DataUpTo(wanted) if size > CUT_IN_PLACE => wanted.min(size),
             _ => size,
         };
         // Writing clears file capabilities; this copy changes nothing that would.
