@@ -15,7 +15,11 @@ use rustix::io::Errno;
 /// Bytes of directory entries read at a time.
 const LISTING: usize = 16 * 1024;
 
-/// Removes `path` with everything below it. What does not exist is no error.
+/// How often a directory is emptied that is not empty any more when it is to go.
+const TRIES: u32 = 10;
+
+/// Removes `path` with everything below it. What does not exist is no error, nor what somebody else removes meanwhile: the
+/// lock of a directory goes with it, and who comes then may take it for one that was left behind.
 pub(crate) fn remove_tree(path: &Path) -> anyhow::Result<()> {
     let words = || format!("remove {}", path.display());
     let parent = path.parent().unwrap_or(Path::new("/"));
@@ -37,9 +41,19 @@ fn remove_entry(parent: &OwnedFd, name: &CString) -> anyhow::Result<()> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(error).with_context(|| named(name)),
     }
-    let directory = enter(parent, name).with_context(|| named(name))?;
-    empty_directory(&directory).with_context(|| named(name))?;
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).with_context(|| named(name))
+    let mut tries = TRIES;
+    loop {
+        let directory = match enter(parent, name) {
+            Err(Errno::NOENT) => return Ok(()),
+            result => result.with_context(|| named(name))?,
+        };
+        empty_directory(&directory).with_context(|| named(name))?;
+        match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST) if tries > 0 => tries -= 1,
+            Err(error) => return Err(error).with_context(|| named(name)),
+        }
+    }
 }
 
 fn named(name: &CString) -> String {
@@ -82,7 +96,11 @@ fn entries(directory: impl AsFd) -> anyhow::Result<Vec<CString>> {
     let mut names = Vec::new();
     let mut listing = RawDir::new(directory, buffer.spare_capacity_mut());
     while let Some(entry) = listing.next() {
-        let entry = entry?;
+        let entry = match entry {
+            // The directory itself is gone.
+            Err(Errno::NOENT) => break,
+            result => result?,
+        };
         let name = entry.file_name();
         if name != c"." && name != c".." {
             names.push(name.to_owned());
@@ -97,6 +115,29 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+
+    #[test]
+    fn regression_two_that_remove_one_tree_both_succeed() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..50 {
+            let tree = dir.path().join("tree");
+            for n in 0..20 {
+                fs::create_dir_all(tree.join(format!("{n}/a/b"))).unwrap();
+                fs::write(tree.join(format!("{n}/a/file")), "").unwrap();
+            }
+            let start = std::sync::Barrier::new(2);
+            let remove = || {
+                start.wait();
+                remove_tree(&tree)
+            };
+            std::thread::scope(|scope| {
+                let other = scope.spawn(remove);
+                remove().unwrap();
+                other.join().unwrap().unwrap();
+            });
+            assert!(!tree.exists());
+        }
+    }
 
     #[test]
     fn a_tree_goes_and_what_its_links_name_stays() {
