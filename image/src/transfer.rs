@@ -4,6 +4,8 @@
 //! and unpacked while it streams. The image has its name when all of it is on disk, and not before.
 
 mod push;
+mod send;
+mod steps;
 
 use std::io::{self, Read};
 use std::sync::{Mutex, PoisonError};
@@ -21,6 +23,7 @@ use crate::registry::{BlobReader, Client, Document, Manifest, Platform, Registry
 use crate::store::{Session, Store};
 
 pub use push::{PushCompression, push};
+pub use steps::{CacheForm, INLINE, RemoteSteps, inline_steps, push_steps};
 
 /// Layers that are transferred at once, as docker has it.
 pub const PARALLEL: usize = 3;

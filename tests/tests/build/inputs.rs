@@ -120,6 +120,35 @@ fn serve(body: Vec<u8>, requests: usize) -> (String, std::thread::JoinHandle<()>
 }
 
 #[test]
+fn contexts_come_from_urls() {
+    let Some(world) = World::new() else { return };
+    let context = world.context("url", &[("Dockerfile", "FROM scratch\nCOPY d/a /a\n"), ("d/a", "1")]);
+    let tar = |flags: &str| {
+        let output = Command::new("tar").arg("-C").arg(&context).args([flags, "-", "."]).output().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    };
+    for (content, name) in [(tar("-cf"), "x.tar"), (tar("-czf"), "x.tar.gz"), (tar("-cJf"), "archive")] {
+        let (address, server) = serve(content, 1);
+        let output = world.run(&["build", "-o", "-", &format!("{address}/{name}")]);
+        assert_eq!(output.code, 0, "{name}: {}", output.stderr);
+        server.join().unwrap();
+        assert_eq!(world.tree(&output.stdout)["a"], "f 644 0:0 a 1", "{name}");
+    }
+    // The Dockerfile alone has no context.
+    let (address, server) = serve(b"FROM scratch\nLABEL from=url\n".to_vec(), 1);
+    world.ok(&["build", "-t", "x", &format!("{address}/Dockerfile")]);
+    server.join().unwrap();
+    assert_eq!(world.inspect("x")["Config"]["Labels"]["from"], "url");
+    let (address, server) = serve(b"FROM scratch\nCOPY a /\n".to_vec(), 1);
+    let output = world.run(&["build", &format!("{address}/Dockerfile")]);
+    server.join().unwrap();
+    assert!(output.code == 1 && output.stderr.contains("there is no build context"), "{output:?}");
+    let output = world.run(&["build", &address]);
+    assert!(output.code == 1 && output.stderr.contains(&address), "{output:?}");
+}
+
+#[test]
 fn add_unpacks_archives_and_downloads() {
     let Some(world) = World::new() else { return };
     let inner = world.context("inner", &[("lib/x", "1"), ("b", "2")]);

@@ -3,6 +3,8 @@
 // Help texts put what may be left out in brackets, as usage lines do.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+mod cache;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -11,6 +13,7 @@ use layerfs_image::reference::Reference;
 use layerfs_image::registry::Platform;
 use layerfs_image::transfer::PushCompression;
 
+pub(super) use self::cache::{CachePlace, CacheSource, CacheTarget};
 use crate::commands::container::options::CreateOptions;
 use crate::commands::registry::chosen_compression;
 use crate::exit::Usage;
@@ -27,6 +30,7 @@ Examples
   layerfs build -t app:1 -f docker/Dockerfile --target test --build-arg VERSION=3 .
   layerfs build --secret id=token,src=token.txt --output type=local,dest=out .
   SOURCE_DATE_EPOCH=1700000000 layerfs build -t app:1 .       the same digest every time
+  layerfs build --cache-to localhost:5000/app:cache --cache-from localhost:5000/app:cache .
   tar c . | layerfs build -t app:1 -
   layerfs build - < Dockerfile                                without a context
 
@@ -94,10 +98,11 @@ pub(crate) struct BuildArgs {
     /// One layer for all that is new
     #[arg(long)]
     squash: bool,
-    /// Take steps from here too: a registry's IMAGE, or type=registry,ref=IMAGE or type=local,src=DIRECTORY
+    /// Take steps from here too: NAME at a registry, or type=registry,ref=NAME or type=local,src=DIRECTORY
     #[arg(long, value_name = "CACHE")]
     cache_from: Vec<String>,
-    /// Keep steps here too: type=local,dest=DIRECTORY or type=registry,ref=IMAGE
+    /// Keep steps here too: type=local,dest=DIRECTORY, type=inline (in the image itself), NAME at a registry, or
+    /// type=registry,ref=NAME[,mode=min|max][,compression=gzip|zstd|uncompressed][,ignore-error=true]
     #[arg(long, value_name = "CACHE")]
     cache_to: Vec<String>,
     /// Write digests and names to FILE, as JSON
@@ -196,13 +201,6 @@ pub(super) enum SecretSource {
     Variable(String),
 }
 
-/// Steps from elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum CacheSource {
-    Local(PathBuf),
-    Registry(String),
-}
-
 /// What was asked for, in values that make sense.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -225,7 +223,7 @@ pub(super) struct Request {
     pub(super) output: Output,
     pub(super) squash: bool,
     pub(super) cache_from: Vec<CacheSource>,
-    pub(super) cache_to: Vec<CacheSource>,
+    pub(super) cache_to: Vec<CacheTarget>,
     pub(super) metadata_file: Option<PathBuf>,
     pub(super) timestamp: Option<i64>,
     pub(super) allow_insecure: bool,
@@ -337,12 +335,8 @@ impl Request {
             progress: if args.quiet { ProgressArg::Quiet } else { args.progress },
             iidfile: args.iidfile,
             squash: args.squash,
-            cache_from: args
-                .cache_from
-                .iter()
-                .map(|text| cache("--cache-from", text))
-                .collect::<Result<_, _>>()?,
-            cache_to: args.cache_to.iter().map(|text| cache("--cache-to", text)).collect::<Result<_, _>>()?,
+            cache_from: cache::sources(&args.cache_from)?,
+            cache_to: cache::targets(&args.cache_to, &arguments)?,
             metadata_file: args.metadata_file,
             timestamp: args.timestamp.or(epoch),
             allow_insecure: args.allow.iter().any(|what| what == "security.insecure"),
@@ -524,30 +518,6 @@ fn parse_output(text: &str) -> anyhow::Result<(Output, Vec<Reference>)> {
     Ok((output, names))
 }
 
-fn cache(option: &str, text: &str) -> anyhow::Result<CacheSource> {
-    if !text.contains('=') {
-        return Ok(CacheSource::Registry(text.to_owned()));
-    }
-    let (mut kind, mut place) = (String::new(), None);
-    for (name, value) in fields(option, text)? {
-        match name.as_str() {
-            "type" => kind = value,
-            "src" | "dest" | "ref" => place = Some(value),
-            // How much is kept: always all.
-            "mode" => {}
-            _ => return Err(wrong(format!("{option} {text:?}: {name} is not known"))),
-        }
-    }
-    match (kind.as_str(), place) {
-        ("local", Some(place)) => Ok(CacheSource::Local(place.into())),
-        ("registry", Some(place)) => Ok(CacheSource::Registry(place)),
-        ("local" | "registry", None) => {
-            Err(wrong(format!("{option} {text:?}: where? src=, dest= or ref= is missing")))
-        }
-        (other, _) => Err(wrong(format!("{option} type={other}: there are local and registry"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -586,7 +556,5 @@ mod tests {
         }
         assert_eq!(named_context("a=docker-image://b").unwrap().1, ContextSource::Image("b".into()));
         assert!(named_context("a").is_err() && named_context("a=oci-layout://x").is_err());
-        assert_eq!(cache("--cache-from", "type=local,src=d").unwrap(), CacheSource::Local("d".into()));
-        assert!(cache("--cache-from", "type=gha").is_err());
     }
 }

@@ -13,11 +13,12 @@ use layerfs_image::layer::{Stack, pack_merged};
 use layerfs_image::media_type;
 use layerfs_image::reference::Reference;
 use layerfs_image::store::{Session, Store};
+use layerfs_image::transfer::{INLINE, inline_steps};
 use serde_json::{Value, json};
 
 use super::executor::{Built, Layer};
 use super::input::unpack_into;
-use super::options::{Output, Request};
+use super::options::{CachePlace, Output, Request};
 use super::progress::{End, Progress};
 use crate::commands::image::save::to_output;
 use crate::commands::run::remove_tree;
@@ -146,6 +147,11 @@ fn publish(
     } else {
         let last = config.history.iter().rev().find_map(|history| history.created.clone());
         config.created = last.or(config.created).or_else(|| Some(layerfs_image::time::now()));
+    }
+    // A base image's steps are not this one's.
+    config.other.remove(INLINE);
+    if request.cache_to.iter().any(|target| target.place == CachePlace::Inline) {
+        config.other.insert(INLINE.into(), inline_steps(&config.rootfs.diff_ids, &built.steps));
     }
     let mut value = serde_json::to_value(&config).context("make the config")?;
     if let Some(object) = value.as_object_mut() {
