@@ -22,7 +22,7 @@ use crate::registry::platform::choose;
 use crate::registry::{BlobReader, Client, Document, Manifest, Platform, RegistryError, Repository, Which};
 use crate::store::{Session, Store};
 
-pub use push::{PushCompression, push};
+pub use push::{PushCompression, push, push_list};
 pub use steps::{CacheForm, INLINE, RemoteSteps, inline_steps, push_steps};
 
 /// Layers that are transferred at once, as docker has it.

@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::media_type;
 use crate::reference::Reference;
-use crate::registry::{Client, Which};
+use crate::registry::{Client, Repository, Which};
 use crate::store::{Image, Session, Store};
 
 /// What is done to layers that are not compressed.
@@ -64,8 +64,8 @@ impl PushCompression {
     }
 }
 
-/// Pushes `image` under the name `reference`. Answers with the digest that the registry has it by, and the size of that
-/// manifest in bytes.
+/// Pushes `image` under the name `reference`; where its name means a list of manifests, all that are here of those. Answers with
+/// the digest that the registry has it by, and the size of that manifest in bytes.
 ///
 /// # Errors
 /// When the registry refuses it; when a blob is missing or damaged here.
@@ -78,39 +78,101 @@ pub fn push(
     compression: PushCompression,
     progress: &dyn Progress,
 ) -> Result<(Digest, usize), Error> {
-    let repository = client.repository(reference)?;
-    let is_docker = image.media_type() == media_type::DOCKER_MANIFEST;
-    let mut layers = Vec::new();
-    for (at, layer) in image.manifest.layers().iter().enumerate() {
-        layers.push(Outgoing {
-            diff_id: image.diff_ids().get(at).copied(),
-            digest: config::digest_of(layer)?,
-            media_type: layer.media_type().as_ref().to_owned(),
-            size: layer.size(),
-        });
-    }
-    let bytes = LayersOf { store, image };
-    let mut sender = Sender::new(
+    let to = Destination {
         store,
         session,
-        &repository,
-        &layers,
-        &bytes,
-        compression.for_manifest(is_docker),
+        repository: client.repository(reference)?,
+        reference,
+        compression,
         progress,
-    );
-    sender.mount_from = other_repositories(image, reference);
-    sender.is_docker = is_docker;
-    let sent = sender.all()?;
-    let size = image.config_bytes.len() as u64;
-    repository.push_blob(&image.id, size, image.config_bytes.as_slice(), &[], &mut |_| {})?;
-    let manifest = with_layers(image, &sent)?;
-    let digest = repository.put_manifest(&Which::of(reference), image.media_type(), &manifest)?;
+    };
+    let (digest, size) = match store.listed(&image.named)? {
+        Some(list) if list.len() > 1 => to.list(&list)?,
+        _ => to.image(image, Some(&Which::of(reference)))?,
+    };
     let repo_digest = reference.with_digest(digest).to_string();
-    let size = std::fs::metadata(store.blob_path(&image.named.manifest)).map_or(0, |blob| blob.len());
-    let described = (image.named.manifest, size, image.named.media_type.as_str());
+    let bytes = std::fs::metadata(store.blob_path(&image.named.manifest)).map_or(0, |blob| blob.len());
+    let described = (image.named.manifest, bytes, image.named.media_type.as_str());
     store.publish(session, described, &[], Some(&repo_digest))?;
-    Ok((digest, manifest.len()))
+    Ok((digest, size))
+}
+
+/// Pushes images for several platforms, each with its entry in a list of manifests, as such a list. The answer is that of
+/// [`push`]; the store takes no note of it.
+///
+/// # Errors
+/// As [`push`].
+pub fn push_list(
+    store: &Store,
+    session: &Session,
+    client: &Client,
+    images: &[(Value, Image)],
+    reference: &Reference,
+    compression: PushCompression,
+    progress: &dyn Progress,
+) -> Result<(Digest, usize), Error> {
+    let repository = client.repository(reference)?;
+    Destination { store, session, repository, reference, compression, progress }.list(images)
+}
+
+struct Destination<'a> {
+    store: &'a Store,
+    session: &'a Session,
+    repository: Repository,
+    reference: &'a Reference,
+    compression: PushCompression,
+    progress: &'a dyn Progress,
+}
+
+impl Destination<'_> {
+    /// Without `which`, under its own digest.
+    fn image(&self, image: &Image, which: Option<&Which>) -> Result<(Digest, usize), Error> {
+        let is_docker = image.media_type() == media_type::DOCKER_MANIFEST;
+        let mut layers = Vec::new();
+        for (at, layer) in image.manifest.layers().iter().enumerate() {
+            layers.push(Outgoing {
+                diff_id: image.diff_ids().get(at).copied(),
+                digest: config::digest_of(layer)?,
+                media_type: layer.media_type().as_ref().to_owned(),
+                size: layer.size(),
+            });
+        }
+        let bytes = LayersOf { store: self.store, image };
+        let mut sender = Sender::new(
+            self.store,
+            self.session,
+            &self.repository,
+            &layers,
+            &bytes,
+            self.compression.for_manifest(is_docker),
+            self.progress,
+        );
+        sender.mount_from = other_repositories(image, self.reference);
+        sender.is_docker = is_docker;
+        let sent = sender.all()?;
+        let size = image.config_bytes.len() as u64;
+        self.repository.push_blob(&image.id, size, image.config_bytes.as_slice(), &[], &mut |_| {})?;
+        let manifest = with_layers(image, &sent)?;
+        let own = Which::Digest(Digest::of(&manifest));
+        let digest = self.repository.put_manifest(which.unwrap_or(&own), image.media_type(), &manifest)?;
+        Ok((digest, manifest.len()))
+    }
+
+    fn list(&self, images: &[(Value, Image)]) -> Result<(Digest, usize), Error> {
+        let mut entries = Vec::new();
+        for (entry, image) in images {
+            let (digest, size) = self.image(image, None)?;
+            let mut entry = entry.clone();
+            entry["digest"] = json!(digest);
+            entry["size"] = size.into();
+            entries.push(entry);
+        }
+        let list = json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries });
+        let text = serde_json::to_vec(&list).map_err(Error::json("the list of manifests"))?;
+        let digest =
+            self.repository.put_manifest(&Which::of(self.reference), media_type::OCI_INDEX, &text)?;
+        Ok((digest, text.len()))
+    }
 }
 
 /// Other repositories of the same registry that may have the layers.

@@ -234,3 +234,75 @@ fn builds_are_pushed() {
     let output = world.run(&["build", "-t", &one, "--push", context]);
     assert!(output.code == 1 && output.stderr.contains("cannot reach"), "{output:?}");
 }
+
+#[test]
+fn images_for_several_platforms() {
+    let Some(world) = World::new() else { return };
+    let Some(registry) = DockerRegistry::start(false, None) else { return };
+    let host = registry.host();
+    let text = "FROM scratch\nARG TARGETARCH\nCOPY $TARGETARCH /arch\nLABEL a=$TARGETARCH\n";
+    let context = world.context(
+        "platforms",
+        &[("Dockerfile", text), ("amd64", "for amd64"), ("arm64", "for arm64"), ("riscv64", "for riscv64")],
+    );
+    let context = context.to_str().unwrap();
+    let both = ["--platform", "linux/amd64,linux/arm64"];
+    let (name, cache) = (format!("{host}/multi:1"), format!("{host}/multi:cache"));
+    let metadata_file = world.path().join("metadata");
+    let pushed = [
+        &["build", "-q", "-t", &name, "--push", "--cache-to", &cache, "--metadata-file"][..],
+        &[metadata_file.to_str().unwrap()],
+        &both,
+        &[context],
+    ];
+    let id = world.ok(&pushed.concat());
+    let metadata: Value = serde_json::from_slice(&fs::read(&metadata_file).unwrap()).unwrap();
+    let list = manifest(&registry, &world, "multi:1");
+    let platforms: Vec<&Value> = list["manifests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["platform"]["architecture"])
+        .collect();
+    assert_eq!(platforms, ["amd64", "arm64"], "{list}");
+    assert_eq!(metadata["containerimage.descriptor"]["mediaType"], list["mediaType"]);
+    // Here it is this machine's, and it stays whole: pushed again, it is for both.
+    assert_eq!(world.inspect(&name)["Id"], json!(id));
+    let other = format!("{host}/other");
+    world.ok(&["push", &name, &other]);
+    assert_eq!(manifest(&registry, &world, "other:latest")["manifests"], list["manifests"]);
+    for architecture in ["amd64", "arm64"] {
+        let platform = format!("linux/{architecture}");
+        let pulled = world.run_in("second", &["pull", "-q", "--platform", &platform, &other]);
+        assert_eq!(pulled.code, 0, "{}", pulled.stderr);
+        let format = "{{.Architecture}} {{.Config.Labels.a}}";
+        let shown = world.run_in("second", &["inspect", "-f", format, &other]);
+        assert_eq!(String::from_utf8_lossy(&shown.stdout).trim(), format!("{architecture} {architecture}"));
+    }
+    // The cache has the steps of both.
+    let from = [&["build", "--progress", "plain", "--cache-from", &cache][..], &both, &[context]].concat();
+    let output = world.run_in("third", &from);
+    assert_eq!(built(&output), 2);
+    assert!(output.stderr.contains("[linux/arm64 stage-0 1/1]"), "{}", output.stderr);
+    // As files, each has a directory.
+    let out = world.path().join("out");
+    world.ok(&[&["build", "-o", out.to_str().unwrap()][..], &both, &[context]].concat());
+    assert_eq!(fs::read_to_string(out.join("linux_arm64/arch")).unwrap(), "for arm64");
+    // What has nothing for this machine can be pushed and not be kept.
+    let foreign = ["--platform", "linux/riscv64,linux/ppc64le", context];
+    fs::write(format!("{context}/ppc64le"), "").unwrap();
+    let output = world.run(&[&["build", "-t", "x"][..], &foreign].concat());
+    assert!(output.code == 1 && output.stderr.contains("for this machine"), "{output:?}");
+    let foreign_name = format!("{host}/foreign");
+    world.ok(&[&["build", "-t", &foreign_name, "--push"][..], &foreign].concat());
+    assert_eq!(manifest(&registry, &world, "foreign:latest")["manifests"].as_array().unwrap().len(), 2);
+    assert_eq!(world.run(&["image", "inspect", &foreign_name]).code, 1);
+    let output = world.run(&[&["build", "-o", "type=oci,dest=x.tar"][..], &both, &[context]].concat());
+    assert!(output.code == 1 && output.stderr.contains("one platform"), "{output:?}");
+    // Nothing of it stays behind.
+    world.ok(&["rmi", &name]);
+    world.ok(&["store", "check"]);
+    world.ok(&["system", "prune", "-af"]);
+    let blobs = fs::read_dir(world.store().join("images/blobs/sha256")).unwrap().count();
+    assert_eq!(blobs, 0, "blobs are left");
+}

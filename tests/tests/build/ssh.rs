@@ -71,6 +71,40 @@ fn client(context: &Path) {
 }
 
 #[test]
+fn keys_in_files_have_an_agent_for_the_build() {
+    let Some(world) = World::new() else { return };
+    if !["ssh-agent", "ssh-add", "ssh-keygen"].into_iter().all(program_exists) {
+        return;
+    }
+    let text = "FROM box\nCOPY root /\nRUN --mount=type=ssh ssh-add -l > /seen\n";
+    let context = world.context("keys", &[("Dockerfile", text)]);
+    client(&context);
+    let outside = tempfile::tempdir().unwrap();
+    let (new, old) = (outside.path().join("new"), outside.path().join("old"));
+    let fingerprints = [key(&new, &["-t", "ed25519"]), key(&old, &["-t", "rsa", "-b", "2048", "-m", "PEM"])];
+    // Others may read it: that is the user's affair, as with BuildKit.
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o644)).unwrap();
+    let build = |keys: &str| {
+        let mut command = world.command(&["build", "-t", "x", "--ssh", keys, context.to_str().unwrap()]);
+        command.env("TMPDIR", outside.path());
+        let output = super::world::finish(command.stdout(Stdio::piped()), b"");
+        super::killed::wait_for_the_end(&world);
+        let left = fs::read_dir(outside.path()).unwrap().flatten();
+        assert_eq!(left.filter(|entry| entry.path().is_dir()).count(), 0, "an agent's directory is left");
+        output
+    };
+    let output = build(&format!("default={},{}", new.display(), old.display()));
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let seen = world.ok(&["run", "--rm", "--network", "none", "x", "cat", "/seen"]);
+    assert!(fingerprints.iter().all(|print| seen.contains(print)), "{seen}");
+    fs::write(outside.path().join("text"), "no key\n").unwrap();
+    let output = build(&format!("default={}", outside.path().join("text").display()));
+    assert!(output.code == 1 && output.stderr.contains("does not take it"), "{output:?}");
+    let output = build(&format!("default={}", outside.path().join("nowhere").display()));
+    assert!(output.code == 1 && output.stderr.contains("nowhere"), "{output:?}");
+}
+
+#[test]
 fn steps_reach_agents() {
     let Some(world) = World::new() else { return };
     if !["ssh-agent", "ssh-add", "ssh-keygen"].into_iter().all(program_exists) {
@@ -98,7 +132,7 @@ fn steps_reach_agents() {
         context.to_str().unwrap(),
     ]);
     command.env("SSH_AUTH_SOCK", socket).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = super::world::finish(command, b"");
+    let output = super::world::finish(&mut command, b"");
     assert_eq!(output.code, 0, "{}", output.stderr);
     let seen = world.ok(&["run", "--rm", "--network", "none", "x", "cat", "/default"]);
     assert!(seen.contains(&fingerprint), "{seen}");

@@ -110,11 +110,11 @@ impl World {
     pub(crate) fn run_in(&self, store: &str, arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
         command.env("LAYERFS_ROOT", self.path().join(store));
-        finish(command, b"")
+        finish(&mut command, b"")
     }
 
     pub(crate) fn with_input(&self, arguments: &[&str], input: &[u8]) -> Output {
-        finish(self.command(arguments), input)
+        finish(&mut self.command(arguments), input)
     }
 
     /// What a command that succeeds prints, without the last end of line.
@@ -161,7 +161,7 @@ impl World {
 }
 
 /// Runs it to its end.
-pub(crate) fn finish(mut command: Command, input: &[u8]) -> Output {
+pub(crate) fn finish(command: &mut Command, input: &[u8]) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();

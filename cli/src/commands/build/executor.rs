@@ -27,6 +27,7 @@ use rustix::process::{Pid, Signal};
 use super::input::Input;
 use super::options::{ContextSource, Request};
 use super::progress::{End, Progress};
+use super::ssh::Agents;
 use super::{at_step, copy, explained, remote, run};
 use crate::commands::container::config::ContainerConfig;
 use crate::commands::container::step::StepOptions;
@@ -103,6 +104,7 @@ pub(super) struct Executor<'a> {
     pub(super) session: &'a Session,
     pub(super) progress: &'a Progress,
     pub(super) root: &'a Path,
+    pub(super) agents: &'a Agents,
     pub(super) hashes: HashCache,
     base_config: OnceLock<ContainerConfig>,
     pending: Mutex<Pending>,
@@ -123,6 +125,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Carries the plan out. What was done until a failure is kept.
+#[allow(clippy::too_many_arguments, reason = "all that a build works with, once")]
 pub(super) fn execute(
     request: &Request,
     input: &Input,
@@ -131,6 +134,7 @@ pub(super) fn execute(
     progress: &Progress,
     signals: &Signals,
     root: &Path,
+    agents: &Agents,
 ) -> anyhow::Result<Built> {
     let wanted = Wanted {
         target: request.target.clone(),
@@ -152,6 +156,7 @@ pub(super) fn execute(
         session,
         progress,
         root,
+        agents,
         hashes: HashCache::open(&root.join("hashes")),
         base_config: OnceLock::new(),
         pending: Mutex::default(),
@@ -173,7 +178,6 @@ pub(super) fn execute(
     executor.note_unused_arguments();
     let mut built = built;
     built.steps = distinct(executor.used.into_inner().unwrap_or_else(PoisonError::into_inner));
-    remote::export(&request.cache_to, &built, &built.steps, store, session, progress)?;
     Ok(built)
 }
 
@@ -396,10 +400,18 @@ impl Executor<'_> {
         for step in &steps {
             self.check_stopped()?;
             number += usize::from(makes_layer(step));
-            let shown = format!("[{name} {number}/{count}] {}", step.node.text());
+            let shown = format!("[{}{name} {number}/{count}] {}", self.prefix(), step.node.text());
             self.step(index, &name, step, &shown, &mut built).map_err(|error| self.located(error, step))?;
         }
         Ok(built)
+    }
+
+    /// Which of several platforms it is for.
+    fn prefix(&self) -> String {
+        match self.request.platforms.len() {
+            0 | 1 => String::new(),
+            _ => format!("{} ", self.request.platform),
+        }
     }
 
     fn located(&self, error: anyhow::Error, step: &Step) -> anyhow::Error {
@@ -610,7 +622,10 @@ impl Executor<'_> {
         }
         let number = self.progress.begin(&format!("[internal] load image {name}"));
         let pull = if self.request.pull { "always" } else { "missing" };
-        let image = crate::commands::container::create::image_of(self.store, name, pull, asked.as_deref());
+        // A pull has a progress of its own.
+        let image = self
+            .progress
+            .aside(|| crate::commands::container::create::image_of(self.store, name, pull, asked.as_deref()));
         let image = image.and_then(|image| {
             self.store.ensure_layers(self.session, &image)?;
             Ok(image)

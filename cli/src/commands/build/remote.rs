@@ -3,6 +3,7 @@
 
 mod local;
 
+use std::collections::HashSet;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -102,31 +103,35 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// Those of `records` that made layers of the result.
-fn of_result(built: &Built, records: &[StepRecord]) -> Vec<StepRecord> {
+/// Those steps that made layers of the result.
+fn of_result(built: &Built) -> Vec<StepRecord> {
     let diff_ids = built.diff_ids();
     let chain = ChainId::chain(&diff_ids);
     let below = |at: usize| at.checked_sub(1).and_then(|below| chain.get(below)).copied();
     let makes = |record: &StepRecord| {
         diff_ids.iter().enumerate().any(|(at, layer)| *layer == record.layer && below(at) == record.parent)
     };
-    records.iter().filter(|record| makes(record)).cloned().collect()
+    built.steps.iter().filter(|record| makes(record)).cloned().collect()
 }
 
-/// Writes steps into each of `targets`.
+/// Writes the steps of what was built (once for each platform) into each of `targets`.
 pub(super) fn export(
     targets: &[CacheTarget],
-    built: &Built,
-    records: &[StepRecord],
+    built: &[Built],
     store: &Store,
     session: &Session,
     progress: &Progress,
 ) -> anyhow::Result<()> {
     for target in targets {
-        let records = match target.only_result {
-            true => of_result(built, records),
-            false => records.to_vec(),
-        };
+        let mut seen = HashSet::new();
+        let mut records: Vec<StepRecord> = Vec::new();
+        for built in built {
+            let steps = match target.only_result {
+                true => of_result(built),
+                false => built.steps.clone(),
+            };
+            records.extend(steps.into_iter().filter(|step| seen.insert(step.key)));
+        }
         let name = match &target.place {
             CachePlace::Local(directory) => directory.display().to_string(),
             CachePlace::Registry(reference, _) => reference.familiar(),
