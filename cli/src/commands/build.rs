@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod remote;
 mod run;
+mod ssh;
 pub(crate) mod step;
 
 use std::process::ExitCode;
@@ -63,8 +64,17 @@ pub(crate) fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     super::container::step::sweep(&root.join("steps"))?;
     let session = store.session().context("begin work in the image store")?;
     let input = input::Input::open(&request, &session)?;
+    // Before anything is shown: a key may have a passphrase, which is asked for at the terminal.
+    let agents = ssh::Agents::start(&request.ssh)?;
     let progress = progress::Progress::new(request.progress);
-    let finished = executor::execute(&request, &input, &store, &session, &progress, &signals, &root)?;
-    output::deliver(&request, &store, &session, finished, &progress)?;
+    let mut built = Vec::new();
+    for platform in &request.platforms {
+        let request = request.for_platform(platform);
+        built.push(executor::execute(
+            &request, &input, &store, &session, &progress, &signals, &root, &agents,
+        )?);
+    }
+    remote::export(&request.cache_to, &built, &store, &session, &progress)?;
+    output::deliver(&request, &store, &session, built, &progress)?;
     Ok(ExitCode::SUCCESS)
 }

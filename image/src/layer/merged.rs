@@ -122,7 +122,13 @@ impl Stack {
     /// The layers below the topmost one.
     #[must_use]
     pub fn lowers(&self) -> Self {
-        Self { layers: self.layers.iter().skip(1).cloned().collect(), ..*self }
+        self.below(1)
+    }
+
+    /// The layers below the topmost `count`.
+    #[must_use]
+    pub(super) fn below(&self, count: usize) -> Self {
+        Self { layers: self.layers.iter().skip(count).cloned().collect(), ..*self }
     }
 
     /// True without any layer.
@@ -490,12 +496,36 @@ impl MergedDirectory {
 
     /// Whether it shows what `below`, a directory of the layers below the topmost, does, with the topmost's on it.
     pub(super) fn merges_with(&self, below: &Self) -> bool {
+        self.merges_above(1, below)
+    }
+
+    /// Whether it shows what `below`, a directory of the layers below the topmost `count`, does, with theirs on it.
+    pub(super) fn merges_above(&self, count: usize, below: &Self) -> bool {
         let identity = |part: &Part| rustix::fs::fstat(&*part.fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        let own = self.parts.iter().find(|part| part.layer > 0);
+        let own = self.parts.iter().find(|part| part.layer >= count);
         match (own, below.parts.first()) {
             (Some(own), Some(below)) => identity(own).is_some_and(|own| Some(own) == identity(below)),
             _ => false,
         }
+    }
+
+    /// The names about which the topmost `count` layers say something here, some of them several times.
+    pub(super) fn names_above(&self, count: usize) -> Result<Vec<Vec<u8>>, Errno> {
+        let mut names = Vec::new();
+        for part in self.parts.iter().take_while(|part| part.layer < count) {
+            for (name, _) in list(part.fd.as_fd())? {
+                let mut name = name.into_bytes();
+                if name == b".wh..wh..opq" {
+                    continue;
+                }
+                // A whiteout file and what it stands for are one name.
+                if is_mark_name(&name) {
+                    name.drain(..4);
+                }
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// Whether layers below the topmost have parts of it.
