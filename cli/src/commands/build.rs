@@ -20,7 +20,7 @@ use layerfs_build::error;
 use layerfs_runner::attach::Signals;
 
 pub(crate) use self::options::BuildArgs;
-use crate::exit::Hinted;
+use crate::exit::{self, Hinted};
 use crate::{images, ui};
 
 /// Where builds keep what is no image: relative to the store's root.
@@ -67,6 +67,13 @@ pub(crate) fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     // Before anything is shown: a key may have a passphrase, which is asked for at the terminal.
     let agents = ssh::Agents::start(&request.ssh)?;
     let progress = progress::Progress::new(request.progress);
+    if request.only_check {
+        if !executor::check(&request, &input, &progress)? {
+            return Ok(ExitCode::from(exit::FAILURE));
+        }
+        ui::line("Check complete, no warnings found.");
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut built = Vec::new();
     for platform in &request.platforms {
         let request = request.for_platform(platform);

@@ -50,6 +50,55 @@ fn contexts_and_dockerfiles_from_everywhere() {
 }
 
 #[test]
+fn a_check_builds_nothing_and_scripts_of_docker_are_understood() {
+    let Some(world) = World::new() else { return };
+    let context = world.context(
+        "check",
+        &[
+            ("Dockerfile", "FROM scratch AS x\nCOPY none /\n"),
+            ("unwise", "FROM scratch\nENV key value\nCMD a b\n"),
+        ],
+    );
+    let path = context.to_str().unwrap();
+    // Nothing is built: what is missing is not met.
+    let output = world.run(&["build", "--check", path]);
+    assert!(output.code == 0 && output.stderr.contains("no warnings found"), "{output:?}");
+    let unwise = format!("{path}/unwise");
+    for arguments in [["--check", "-f", &unwise, path], ["--call=check", "-f", &unwise, path]] {
+        let output = world.run(&[&["build"][..], &arguments].concat());
+        assert!(output.code == 1 && output.stderr.contains("LegacyKeyValueFormat"), "{output:?}");
+        assert!(output.stderr.contains("JSONArgsRecommended"), "{output:?}");
+    }
+    let output = world.run(&["build", "--call=outline", path]);
+    assert!(output.code == 1 && output.stderr.contains("there are build and check"), "{output:?}");
+    world.ok(&[
+        "build",
+        "--provenance=false",
+        "--sbom=false",
+        "--force-rm",
+        "--rm=true",
+        "--builder",
+        "default",
+        "--load",
+        "--pull=false",
+        "--no-cache=true",
+        "-q",
+        "-t",
+        "x",
+        "-t",
+        "y",
+        "--target",
+        "none",
+        "--target",
+        "",
+        "-f",
+        &unwise,
+        path,
+    ]);
+    world.inspect("y");
+}
+
+#[test]
 fn results_go_where_they_are_wanted() {
     let Some(world) = World::new() else { return };
     let context = world.context("out", &[("Dockerfile", "FROM scratch\nCOPY a /d/a\n"), ("a", "1")]);

@@ -124,6 +124,27 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The plan, and what it was made for. What is unwise in it has been told.
+fn planned(request: &Request, input: &Input, progress: &Progress) -> anyhow::Result<(Plan, Wanted)> {
+    let wanted = Wanted {
+        target: request.target.clone(),
+        arguments: request.arguments.clone(),
+        contexts: request.contexts.keys().cloned().collect(),
+        platform_arguments: platform_arguments(request),
+    };
+    let plan = plan(&input.text, &wanted).map_err(|error| explained(&error, &input.file, &input.text))?;
+    for warning in &plan.warnings {
+        progress.warn(format_args!("{}:{}: {warning}", input.file, warning.line));
+    }
+    Ok((plan, wanted))
+}
+
+/// Tells what is unwise, and builds nothing. False when there is something.
+pub(super) fn check(request: &Request, input: &Input, progress: &Progress) -> anyhow::Result<bool> {
+    let (plan, _) = planned(request, input, progress)?;
+    Ok(plan.warnings.iter().all(|warning| warning.check.is_none()))
+}
+
 /// Carries the plan out. What was done until a failure is kept.
 #[allow(clippy::too_many_arguments, reason = "all that a build works with, once")]
 pub(super) fn execute(
@@ -136,16 +157,7 @@ pub(super) fn execute(
     root: &Path,
     agents: &Agents,
 ) -> anyhow::Result<Built> {
-    let wanted = Wanted {
-        target: request.target.clone(),
-        arguments: request.arguments.clone(),
-        contexts: request.contexts.keys().cloned().collect(),
-        platform_arguments: platform_arguments(request),
-    };
-    let plan = plan(&input.text, &wanted).map_err(|error| explained(&error, &input.file, &input.text))?;
-    for warning in &plan.warnings {
-        progress.warn(format_args!("{}:{}: {warning}", input.file, warning.line));
-    }
+    let (plan, wanted) = planned(request, input, progress)?;
     refuse_violations(&plan)?;
     let executor = Executor {
         request,

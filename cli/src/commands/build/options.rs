@@ -17,7 +17,7 @@ pub(super) use self::cache::{CachePlace, CacheSource, CacheTarget};
 use crate::commands::container::options::CreateOptions;
 use crate::commands::registry::chosen_compression;
 use crate::exit::Usage;
-use crate::images;
+use crate::{images, ui};
 
 /// Build an image from a Dockerfile
 ///
@@ -144,6 +144,27 @@ pub(crate) struct BuildArgs {
     /// Cgroup above that of a step
     #[arg(long, value_name = "PATH")]
     cgroup_parent: Option<String>,
+    /// Only say what is unwise in the Dockerfile; exit code 1 when there is something
+    #[arg(long)]
+    check: bool,
+    /// What to do: build, or check, which is --check
+    #[arg(long, value_name = "WHAT", default_value = "build", hide = true)]
+    call: String,
+    /// Accepted for docker's sake: no attestations are made
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, value_name = "WHAT")]
+    provenance: Option<Option<String>>,
+    /// Accepted for docker's sake: no attestations are made
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, value_name = "WHAT")]
+    sbom: Option<Option<String>>,
+    /// Accepted for docker's sake: no attestations are made
+    #[arg(long, hide = true, value_name = "WHAT")]
+    attest: Vec<String>,
+    /// Accepted for docker's sake: there is one builder
+    #[arg(long, hide = true, value_name = "NAME")]
+    builder: Option<String>,
+    /// Accepted for docker's sake: nothing intermediate is left
+    #[arg(long, hide = true)]
+    force_rm: bool,
     /// Accepted for docker's sake: images are always loaded into the store
     #[arg(long, hide = true)]
     load: bool,
@@ -238,6 +259,8 @@ pub(super) struct Request {
     pub(super) metadata_file: Option<PathBuf>,
     pub(super) timestamp: Option<i64>,
     pub(super) allow_insecure: bool,
+    /// Only tell what is unwise.
+    pub(super) only_check: bool,
     /// As `run` would have them: network, hosts, limits.
     pub(super) options: CreateOptions,
 }
@@ -322,6 +345,18 @@ impl Request {
             }
         }
         check_platforms(&platforms, &output)?;
+        let only_check = match args.call.as_str() {
+            "build" => args.check,
+            "check" | "lint" => true,
+            other => return Err(wrong(format!("--call {other:?}: there are build and check"))),
+        };
+        let attestations = [&args.provenance, &args.sbom].into_iter().flatten();
+        let mut wanted = attestations.map(|value| value.as_deref().unwrap_or("true"));
+        if wanted.any(|value| !matches!(value, "false" | "0"))
+            || args.attest.iter().any(|text| !text.contains("disabled=true"))
+        {
+            ui::warn("--provenance, --sbom, --attest: no attestations are made");
+        }
         if matches!(output, Output::Registry(_)) && tags.is_empty() {
             return Err(wrong("an image that is pushed needs a name: add -t"));
         }
@@ -347,6 +382,7 @@ impl Request {
             cache_to: cache::targets(&args.cache_to, &arguments)?,
             metadata_file: args.metadata_file,
             timestamp: args.timestamp.or(epoch),
+            only_check,
             allow_insecure: args.allow.iter().any(|what| what == "security.insecure"),
             options: CreateOptions {
                 network: args.network.into_iter().collect(),
