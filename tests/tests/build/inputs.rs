@@ -50,6 +50,24 @@ fn contexts_and_dockerfiles_from_everywhere() {
 }
 
 #[test]
+fn several_outputs_are_made_of_one_build() {
+    let Some(world) = World::new() else { return };
+    let context = world.context("many", &[("Dockerfile", "FROM scratch\nCOPY a /d/a\n"), ("a", "1")]);
+    let (directory, archive) = (world.path().join("dir"), world.path().join("a.tar"));
+    let outputs =
+        [format!("type=local,dest={}", directory.display()), format!("type=oci,dest={}", archive.display())];
+    let path = context.to_str().unwrap();
+    world.ok(&["build", "-t", "many", "-o", &outputs[0], "-o", &outputs[1], path]);
+    assert_eq!(fs::read(directory.join("d/a")).unwrap(), b"1");
+    assert!(fs::metadata(&archive).unwrap().len() > 1000);
+    assert_eq!(world.run(&["image", "exists", "many"]).code, 1, "an archive alone leaves no image");
+    world.ok(&["build", "-t", "many", "-o", &outputs[1], "-o", "type=docker", path]);
+    world.inspect("many");
+    let output = world.run(&["build", "-o", "-", "-o", "type=oci", path]);
+    assert!(output.code == 1 && output.stderr.contains("standard output"), "{output:?}");
+}
+
+#[test]
 fn a_check_builds_nothing_and_scripts_of_docker_are_understood() {
     let Some(world) = World::new() else { return };
     let context = world.context(

@@ -89,9 +89,9 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
     /// Write what was built elsewhere than to the store: DIRECTORY, or type=local|tar|oci|docker,dest=PATH (- for stdout),
-    /// or type=registry[,name=NAME][,compression=gzip|zstd|uncompressed][,compression-level=NUMBER]
+    /// or type=registry[,name=NAME][,compression=gzip|zstd|uncompressed][,compression-level=NUMBER]; repeat for more
     #[arg(short, long, value_name = "OUTPUT")]
-    output: Option<String>,
+    output: Vec<String>,
     /// Push what was built, under the names of -t: --output type=registry
     #[arg(long, conflicts_with = "output")]
     push: bool,
@@ -215,6 +215,12 @@ pub(super) enum Output {
     Registry(PushCompression),
 }
 
+impl Output {
+    fn is_stdout(&self) -> bool {
+        matches!(self, Self::Tar(path) | Self::Archive { path, .. } if path.as_os_str() == "-")
+    }
+}
+
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum SecretSource {
@@ -252,7 +258,8 @@ pub(super) struct Request {
     pub(super) has_platform: bool,
     pub(super) progress: ProgressArg,
     pub(super) iidfile: Option<PathBuf>,
-    pub(super) output: Output,
+    /// One at least.
+    pub(super) outputs: Vec<Output>,
     pub(super) squash: bool,
     pub(super) cache_from: Vec<CacheSource>,
     pub(super) cache_to: Vec<CacheTarget>,
@@ -280,6 +287,11 @@ fn fields(option: &str, text: &str) -> anyhow::Result<Vec<(String, String)>> {
 }
 
 impl Request {
+    /// Whether the image is to stay in the store, and not only on the way to somewhere else.
+    pub(super) fn keeps_image(&self) -> bool {
+        self.outputs.iter().any(|output| matches!(output, Output::Store | Output::Registry(_)))
+    }
+
     /// The same for one of several platforms.
     pub(super) fn for_platform(&self, platform: &Platform) -> Self {
         Self { platform: platform.clone(), ..self.clone() }
@@ -331,20 +343,32 @@ impl Request {
                 return Err(wrong(format!("--allow {what:?}: there are security.insecure and network.host")));
             }
         }
-        if args.squash && args.output.as_deref().is_some_and(|text| text.contains("type=cacheonly")) {
-            return Err(wrong("--squash without an image makes no sense"));
-        }
-        let (output, names) = match args.output.as_deref() {
-            Some(text) => parse_output(text)?,
-            None if args.push => (Output::Registry(PushCompression::default()), Vec::new()),
-            None => (Output::Store, Vec::new()),
-        };
-        for name in names {
-            if !tags.contains(&name) {
-                tags.push(name);
+        let mut outputs = Vec::new();
+        for text in &args.output {
+            let (output, names) = parse_output(text)?;
+            outputs.push(output);
+            for name in names {
+                if !tags.contains(&name) {
+                    tags.push(name);
+                }
             }
         }
-        check_platforms(&platforms, &output)?;
+        if outputs.is_empty() {
+            outputs.push(if args.push {
+                Output::Registry(PushCompression::default())
+            } else {
+                Output::Store
+            });
+        }
+        if args.squash && outputs.iter().all(|output| *output == Output::CacheOnly) {
+            return Err(wrong("--squash without an image makes no sense"));
+        }
+        if outputs.iter().filter(|output| output.is_stdout()).count() > 1 {
+            return Err(wrong("several --output cannot all be written to standard output"));
+        }
+        for output in &outputs {
+            check_platforms(&platforms, output)?;
+        }
         let only_check = match args.call.as_str() {
             "build" => args.check,
             "check" | "lint" => true,
@@ -357,11 +381,12 @@ impl Request {
         {
             ui::warn("--provenance, --sbom, --attest: no attestations are made");
         }
-        if matches!(output, Output::Registry(_)) && tags.is_empty() {
+        let is_pushed = outputs.iter().any(|output| matches!(output, Output::Registry(_)));
+        if is_pushed && tags.is_empty() {
             return Err(wrong("an image that is pushed needs a name: add -t"));
         }
         Ok(Self {
-            output,
+            outputs,
             context,
             contexts,
             file: args.file,

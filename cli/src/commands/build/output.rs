@@ -37,61 +37,34 @@ pub(super) fn deliver(
             squash(store, session, built)?;
         }
     }
-    let open = |built: &Built| store.stack(&built.diff_ids()).context("open the layers");
-    match &request.output {
-        Output::CacheOnly => return Ok(ExitCode::SUCCESS),
-        Output::Local(path) => {
-            for (built, platform) in built.iter().zip(&request.platforms) {
-                // Several have a directory each, as with BuildKit.
-                let path = match request.platforms.len() {
-                    1 => path.clone(),
-                    _ => path.join(platform.to_string().replace('/', "_")),
-                };
-                progress.step(&format!("exporting to {}", path.display()), || {
-                    to_directory(&open(built)?, &path)
-                })?;
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        Output::Tar(path) => {
-            let path = Some(path.as_path()).filter(|path| *path != Path::new("-"));
-            for built in &built {
-                let stack = open(built)?;
-                to_output(path, |out| Ok(pack_merged(&stack, out, false).map(drop)?))?;
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        Output::Store | Output::Archive { .. } | Output::Registry(_) => {}
+    for output in &request.outputs {
+        export(output, request, store, &built, progress)?;
+    }
+    let is_image =
+        |output: &Output| matches!(output, Output::Store | Output::Archive { .. } | Output::Registry(_));
+    if !request.outputs.iter().any(is_image) {
+        return Ok(ExitCode::SUCCESS);
     }
     let known = store.named()?;
     let mut image =
         progress.step("exporting the image", || images::publish(request, store, session, &built))?;
-    match &request.output {
-        Output::Archive { oci, path } => {
-            let format = if *oci { SaveFormat::Oci } else { SaveFormat::Docker };
-            let images = [(store.find(&image.id.to_string())?, request.tags.clone())];
-            let path = Some(path.as_path()).filter(|path| *path != Path::new("-"));
-            let saved = to_output(path, |out| Ok(archive::save(store, &images, format, out).map(drop)?));
-            // It was made for the archive alone.
-            if !known.iter().any(|known| known.manifest == image.manifest) {
-                store.forget(&image.manifest)?;
-            }
-            saved?;
+    let saved = archives(request, store, &image.id.to_string());
+    // It was made for the archive alone.
+    if !request.keeps_image() && !known.iter().any(|known| known.manifest == image.manifest) {
+        store.forget(&image.manifest)?;
+    }
+    saved?;
+    for output in &request.outputs {
+        let Output::Registry(compression) = output else { continue };
+        let client = RegistryArgs::default().client()?;
+        for tag in &request.tags {
+            let name = tag.familiar();
+            let pushed = progress.step(&format!("pushing {name}"), || {
+                image.push(store, session, &client, tag, *compression).with_context(|| format!("push {name}"))
+            })?;
+            // What the registry has it by.
+            (image.manifest, image.size) = pushed;
         }
-        Output::Registry(compression) => {
-            let client = RegistryArgs::default().client()?;
-            for tag in &request.tags {
-                let name = tag.familiar();
-                let pushed = progress.step(&format!("pushing {name}"), || {
-                    image
-                        .push(store, session, &client, tag, *compression)
-                        .with_context(|| format!("push {name}"))
-                })?;
-                // What the registry has it by.
-                (image.manifest, image.size) = pushed;
-            }
-        }
-        _ => {}
     }
     if let Some(path) = &request.iidfile {
         fs::write(path, image.id.to_string()).with_context(|| format!("write {}", path.display()))?;
@@ -118,6 +91,52 @@ pub(super) fn deliver(
         ui::line(format_args!("image {}{named}", image.id));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Delivers the files, where these are wanted and no image.
+fn export(
+    output: &Output,
+    request: &Request,
+    store: &Store,
+    built: &[Built],
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let open = |built: &Built| store.stack(&built.diff_ids()).context("open the layers");
+    match output {
+        Output::Local(path) => {
+            for (built, platform) in built.iter().zip(&request.platforms) {
+                // Several have a directory each, as with BuildKit.
+                let path = match request.platforms.len() {
+                    1 => path.clone(),
+                    _ => path.join(platform.to_string().replace('/', "_")),
+                };
+                progress.step(&format!("exporting to {}", path.display()), || {
+                    to_directory(&open(built)?, &path)
+                })?;
+            }
+        }
+        Output::Tar(path) => {
+            let path = Some(path.as_path()).filter(|path| *path != Path::new("-"));
+            for built in built {
+                let stack = open(built)?;
+                to_output(path, |out| Ok(pack_merged(&stack, out, false).map(drop)?))?;
+            }
+        }
+        Output::Store | Output::Archive { .. } | Output::Registry(_) | Output::CacheOnly => {}
+    }
+    Ok(())
+}
+
+/// Writes the archives of an image.
+fn archives(request: &Request, store: &Store, id: &str) -> anyhow::Result<()> {
+    for output in &request.outputs {
+        let Output::Archive { oci, path } = output else { continue };
+        let format = if *oci { SaveFormat::Oci } else { SaveFormat::Docker };
+        let images = [(store.find(id)?, request.tags.clone())];
+        let path = Some(path.as_path()).filter(|path| *path != Path::new("-"));
+        to_output(path, |out| Ok(archive::save(store, &images, format, out).map(drop)?))?;
+    }
+    Ok(())
 }
 
 /// The merged tree as files of a directory; what is there under other names stays.

@@ -11,7 +11,7 @@ use layerfs_image::transfer::{INLINE, PushCompression, Silent, inline_steps, pus
 use serde_json::{Value, json};
 
 use super::super::executor::Built;
-use super::super::options::{CachePlace, Output, Request};
+use super::super::options::{CachePlace, Request};
 use crate::commands::registry::explained;
 
 /// An image that was built.
@@ -79,8 +79,7 @@ pub(super) fn publish(
     // What has nothing for this machine is no image of this store: it is pushed, and that is all.
     if !published.is_list() || of_host.is_some() {
         // An archive's image has its names there.
-        let names: &[Reference] =
-            if matches!(request.output, Output::Archive { .. }) { &[] } else { &request.tags };
+        let names: &[Reference] = if request.keeps_image() { &request.tags } else { &[] };
         let described = (published.manifest, published.size, published.media_type());
         store.publish(session, described, names, None)?;
     }
