@@ -103,6 +103,9 @@ fn containers_start_with_the_machine() {
     assert_eq!(world.ok(&["ps", "-q"]), "");
     assert_eq!(world.ok(&["system", "start"]), "always\nunless");
     assert_eq!(world.ok(&["system", "start"]), "");
+    // Its monitor may not be gone when `stop` is.
+    world.ok(&["stop", "always"]);
+    assert_eq!(world.ok(&["system", "start"]), "always");
     // The machine goes down while they run.
     world.ok(&["system", "stop"]);
     for name in ["always", "unless", "stopped", "never"] {
@@ -165,4 +168,13 @@ fn regression_inspect_finds_networks_and_volumes_and_templates_have_dockers_fiel
     world.ok(&["volume", "rm", "v1"]);
     world.ok(&["rm", "c"]);
     world.ok(&["network", "rm", "n1"]);
+}
+
+#[test]
+fn regression_a_container_goes_from_a_full_disk() {
+    let Some(world) = World::on_small_disk(24 << 20) else { return };
+    let script = "busybox dd if=/dev/zero of=/big bs=1M count=100 2>/dev/null";
+    let output = world.layerfs(&["run", "--rm", "box", "sh", "-c", script]);
+    assert_eq!(output.code, 1, "{output:?}");
+    assert_eq!(world.ok(&["ps", "-aq"]), "");
 }

@@ -234,7 +234,7 @@ fn limits(config: &ContainerConfig) -> Value {
             "PathOnHost": device.source, "PathInContainer": device.target, "CgroupPermissions": device.access,
         })).collect::<Vec<_>>(),
         "MemoryReservation": resources.memory_reservation,
-        "MemorySwap": resources.memory_swap,
+        "MemorySwap": resources.swap(),
         "OomKillDisable": resources.oom_kill_disable,
         "PidsLimit": if resources.pids_limit == 0 { Value::Null } else { json!(resources.pids_limit) },
         "Ulimits": config.ulimits.iter().map(|limit| json!({

@@ -10,6 +10,7 @@ use layerfs_network::files::{self, Dns, HostResolver, Reach};
 use layerfs_network::ports::{self, ExposedPort, PortMapping, Protocol, Published};
 use layerfs_network::userland::Program;
 use layerfs_network::{Attachment, Driver, Lease, Mac, Namespace, Network, Request};
+use layerfs_runner::host;
 use layerfs_runner::state::ProcessIdentity;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -93,14 +94,9 @@ fn mac(text: &str) -> anyhow::Result<Mac> {
     text.parse::<Mac>().map_err(|error| Usage(error.to_string()).into())
 }
 
-/// Root of the machine may; an ordinary user is root too by now, of a user namespace.
-fn may_make_bridges() -> bool {
-    rustix::process::geteuid().is_root() && layerfs_runner::host::is_initial_user_namespace().unwrap_or(true)
-}
-
 /// The mode that the first `--network` means: whether there is such a network is known when it is looked for.
 pub(super) fn mode(options: &CreateOptions, containers: &Containers) -> anyhow::Result<NetworkMode> {
-    let is_root = may_make_bridges();
+    let is_root = !host::is_rootless();
     let usual = || std::env::var(DEFAULT_NETWORK).ok().filter(|name| !name.is_empty());
     let first = wanted(options)?.into_iter().next().map(|(name, _)| name).or_else(usual);
     let name = match first.as_deref() {
@@ -189,7 +185,7 @@ pub(super) fn spec(options: &CreateOptions, config: &ContainerConfig) -> anyhow:
         NetworkMode::None if !found.ports.is_empty() => {
             bail!(Hinted {
                 message: "ports can be published from a network only".into(),
-                hint: match may_make_bridges() {
+                hint: match !host::is_rootless() {
                     true => "leave out --network none".into(),
                     false => "install pasta (package passt) or slirp4netns".into(),
                 }
@@ -363,7 +359,7 @@ fn leave_userland(directory: &Path) -> anyhow::Result<()> {
 pub(super) fn leave(config: &ContainerConfig, directory: &Path) -> anyhow::Result<()> {
     leave_userland(directory)?;
     let root = crate::commands::run::store_root()?;
-    if !may_make_bridges() || !root.join("networks").is_dir() {
+    if host::is_rootless() || !root.join("networks").is_dir() {
         return Ok(());
     }
     let networks = open()?;
@@ -545,7 +541,7 @@ pub(super) fn ports_of((first, last): (u16, u16)) -> String {
 
 /// Its networks as they are now; none where that cannot be found out.
 fn leases(id: &str) -> Vec<Lease> {
-    if !may_make_bridges() {
+    if host::is_rootless() {
         return Vec::new();
     }
     open().and_then(|networks| networks.leases_of(id).map_err(told)).unwrap_or_default()
@@ -554,7 +550,7 @@ fn leases(id: &str) -> Vec<Lease> {
 /// All leases there are, for lists; none where they cannot be read.
 pub(super) fn all_leases() -> Vec<Lease> {
     let is_any = crate::commands::run::store_root().is_ok_and(|root| root.join("networks").is_dir());
-    if !may_make_bridges() || !is_any {
+    if host::is_rootless() || !is_any {
         return Vec::new();
     }
     open().and_then(|networks| networks.leases().map_err(told)).unwrap_or_default()

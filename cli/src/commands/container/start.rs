@@ -40,7 +40,7 @@ pub(crate) struct StartArgs {
 }
 
 pub(crate) fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
-    let containers = Containers::open()?;
+    let containers = Containers::open_to_start(&args.containers)?;
     if args.attach || args.interactive {
         let [name] = &args.containers[..] else {
             return Err(Usage("you cannot start and attach multiple containers at once".into()).into());

@@ -70,7 +70,7 @@ pub(crate) fn stop(args: StopArgs) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn restart(args: RestartArgs) -> anyhow::Result<ExitCode> {
     let signal = args.signal.as_deref().map(signal_of).transpose()?;
-    let containers = Containers::open()?;
+    let containers = Containers::open_to_start(&args.containers)?;
     each(&args.containers, |name| {
         let mut container = containers.find(name)?;
         loop {

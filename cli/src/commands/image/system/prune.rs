@@ -72,9 +72,7 @@ pub(super) fn prune(args: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
         names => format!("Deleted {title}:\n{}\n\n", names.join("\n")),
     };
     ui::print(listed("Containers", &containers.removed))?;
-    if rustix::process::geteuid().is_root() {
-        ui::print(listed("Networks", &network::remove_unused(&args.filter)?))?;
-    }
+    ui::print(listed("Networks", &network::remove_unused(&args.filter)?))?;
     if args.volumes {
         let (volumes, freed) = volume::remove_unused(&args.filter, false)?;
         bytes += freed;
