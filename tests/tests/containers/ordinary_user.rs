@@ -1,6 +1,7 @@
 //! Containers of a user without rights: everything is in user namespaces, and every monitor has its own.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::chown;
 
 use super::world::World;
@@ -76,7 +77,7 @@ fn regression_groups_devices_and_processes_of_the_machine() {
 }
 
 #[test]
-fn regression_changes_are_applied_in_a_directory_of_somebody_else() {
+fn changes_are_applied_below_what_is_somebody_elses() {
     let Some(world) = World::of_ordinary_user() else { return };
     let root = world.path().join("rootfs");
     fs::create_dir_all(root.join("home/me")).unwrap();
@@ -86,9 +87,11 @@ fn regression_changes_are_applied_in_a_directory_of_somebody_else() {
     for file in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
         fs::write(root.join(file), "").unwrap();
     }
-    let user =
-        fs::metadata(world.path().join("store")).map(|store| std::os::unix::fs::MetadataExt::uid(&store));
-    chown(root.join("home/me"), Some(user.unwrap()), None).unwrap();
+    // What belongs to an owner that the user namespace does not have cannot be copied, and is nobody's to write to.
+    let user = fs::metadata(world.path().join("store")).unwrap().uid();
+    for directory in ["home", "home/me"] {
+        chown(root.join(directory), Some(user), Some(user)).unwrap();
+    }
     let run =
         ["run", "--rootfs", root.to_str().unwrap(), "--name", "ra", "--", "sh", "-c", "echo hi > /home/me/f"];
     world.ok(&run);
