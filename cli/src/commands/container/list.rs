@@ -106,7 +106,8 @@ pub(crate) fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 fn row(container: &Container, leases: &[Lease], whole: bool, wants_size: bool) -> Value {
     let config = &container.config;
     let created = seconds(&config.created);
-    let command = config.args().join(" ");
+    let quoted = |word: String| if word.contains(' ') { format!("'{word}'") } else { word };
+    let command = config.args().into_iter().map(quoted).collect::<Vec<_>>().join(" ");
     let command = match whole || command.chars().count() <= 20 {
         true => command,
         false => format!("{}…", command.chars().take(19).collect::<String>()),
