@@ -4,7 +4,7 @@ mod connect;
 mod containers;
 mod create;
 mod filter;
-mod inspect;
+pub(crate) mod inspect;
 mod list;
 mod open;
 mod prune;

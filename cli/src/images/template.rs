@@ -4,6 +4,7 @@
 //! logic, `index`, `len`, `slice`, `print*`, and docker's `json`, `join`, `split`, `upper`, `lower`, `title`, `pad`,
 //! `truncate`. Data is JSON.
 
+mod document;
 mod eval;
 mod functions;
 mod parse;
@@ -15,8 +16,18 @@ use thiserror::Error;
 #[derive(Debug, Clone)]
 pub(crate) struct Template {
     nodes: Vec<parse::Node>,
-    /// A field that the data does not have is an error and not `<no value>`.
-    strict: bool,
+    known: Fields,
+}
+
+/// Which field that the data does not have is an error and not `<no value>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fields {
+    /// None.
+    Any,
+    /// Each at the top.
+    Top,
+    /// Each that docker's documents do not have either.
+    Document,
 }
 
 /// Why a template cannot be used. The words in front are docker's.
@@ -33,17 +44,23 @@ pub(crate) enum TemplateError {
 impl Template {
     /// Reads a template.
     pub(crate) fn parse(text: &str) -> Result<Self, TemplateError> {
-        Ok(Self { nodes: parse::parse(text)?, strict: false })
+        Ok(Self { nodes: parse::parse(text)?, known: Fields::Any })
+    }
+
+    /// As [`parse`](Self::parse), for docker's documents: a field that could be there and is not has the zero of its type, any
+    /// other is an error.
+    pub(crate) fn document(text: &str) -> Result<Self, TemplateError> {
+        Ok(Self { nodes: parse::parse(text)?, known: Fields::Document })
     }
 
     /// As [`parse`](Self::parse), for data whose fields are all known.
     pub(crate) fn strict(text: &str) -> Result<Self, TemplateError> {
-        Ok(Self { nodes: parse::parse(text)?, strict: true })
+        Ok(Self { nodes: parse::parse(text)?, known: Fields::Top })
     }
 
     /// The text that it makes of `data`.
     pub(crate) fn render(&self, data: &Value) -> Result<String, TemplateError> {
-        eval::render(&self.nodes, data, self.strict)
+        eval::render(&self.nodes, data, self.known)
     }
 
     /// The fields at its top, in order, as headers of a table.
@@ -62,7 +79,7 @@ mod tests {
         let data = json!({
             "Name": "x", "N": 3, "Yes": true, "List": ["a", "b"], "Map": { "k": "v", "a.b": "dotted" },
             "Deep": { "er": { "est": 1 } }, "Empty": [], "Nothing": null, "Text": "Some Words",
-            "Rows": [{ "V": 1 }, { "V": 2 }],
+            "Rows": [{ "V": 1 }, { "V": 2 }], "Labels": "com.x=1,b=2,3,d=",
         });
         match Template::parse(text).and_then(|template| template.render(&data)) {
             Ok(text) => text,
@@ -103,6 +120,7 @@ mod tests {
             ("{{\"a\\tb\"}} {{`raw\\n`}}", "a\tb raw\\n"),
             ("{{.Missing}}", "<no value>"),
             ("{{slice .Text 0 4}}", "Some"),
+            ("{{.Label \"com.x\"}}|{{.Label `b`}}|{{.Label \"c\"}}", "1|2,3|"),
             ("{{ne .Name \"y\"}} {{lt 1 2}} {{ge 2 3}}", "true true false"),
         ] {
             if template.starts_with("{{json .}}") {
@@ -128,6 +146,38 @@ mod tests {
         }
         let strict = Template::strict("{{.Missing}}").unwrap();
         assert!(strict.render(&json!({ "A": 1 })).is_err());
+    }
+
+    #[test]
+    fn regression_a_field_that_a_document_does_not_have_is_an_error() {
+        let data = json!({
+            "State": { "Status": "created" }, "Config": { "Labels": null, "Cmd": null, "Env": ["A=1"] }, "Mounts": [{}],
+            "Labels": { "a": "b" }, "HostConfig": { "LogConfig": { "Config": {} } },
+        });
+        let render = |text: &str| Template::document(text).and_then(|template| template.render(&data));
+        for (text, shown) in [
+            ("{{.State.Status}}", "created"),
+            (
+                "{{.State.Health}} {{.Config.StopSignal}} {{.Config.Cmd}} {{$.Config.Labels}}",
+                "<nil>  [] map[]",
+            ),
+            ("{{json .Config.Cmd}} {{if .State.Health}}a{{end}}", "null "),
+            ("{{.Labels.none}} {{.Config.Labels.Env}}", "<no value> <no value>"),
+            ("{{.HostConfig.LogConfig.Config.size}}", "<no value>"),
+            ("{{range .Mounts}}{{.Any}}|{{.Name}}{{end}}", "<no value>|"),
+        ] {
+            assert_eq!(render(text).as_deref(), Ok(shown), "{text}");
+        }
+        for text in [
+            "{{.Stat}}",
+            "{{.State.Stat}}",
+            "{{.State.Health.Status}}",
+            "{{$.Config.Nope}}",
+            "{{if .Nope}}{{end}}",
+        ] {
+            let error = render(text).expect_err(text).to_string();
+            assert!(error.contains("map has no entry for key"), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -51,6 +51,8 @@ impl Layer {
 pub struct Stack {
     layers: Vec<Layer>,
     trusted: bool,
+    /// Marks mean nothing, and names of whiteouts are names.
+    is_plain: bool,
 }
 
 /// A directory as it shows: its part in each layer that has one, the topmost first.
@@ -98,7 +100,7 @@ const MAX_SYMLINKS: usize = 40;
 impl Stack {
     /// `layers`, the topmost first.
     pub fn new(layers: Vec<Layer>) -> Self {
-        Self { layers, trusted: reads_trusted() }
+        Self { layers, trusted: reads_trusted(), is_plain: false }
     }
 
     /// Opens the trees at `paths`, the topmost first.
@@ -107,6 +109,14 @@ impl Stack {
     /// Those of [`Layer::open`].
     pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self, Errno> {
         Ok(Self::new(paths.iter().map(|path| Layer::open(path.as_ref())).collect::<Result<_, _>>()?))
+    }
+
+    /// A directory that is no layer: what would be a mark in one is there as it is.
+    ///
+    /// # Errors
+    /// Those of [`Layer::open`].
+    pub fn plain(path: &Path) -> Result<Self, Errno> {
+        Ok(Self { is_plain: true, ..Self::open(&[path])? })
     }
 
     /// The layers below the topmost one.
@@ -118,7 +128,7 @@ impl Stack {
     /// The layers below the topmost `count`.
     #[must_use]
     pub(super) fn below(&self, count: usize) -> Self {
-        Self { layers: self.layers.iter().skip(count).cloned().collect(), trusted: self.trusted }
+        Self { layers: self.layers.iter().skip(count).cloned().collect(), ..*self }
     }
 
     /// True without any layer.
@@ -244,7 +254,7 @@ impl Stack {
     /// # Errors
     /// Those of the system calls.
     pub fn child(&self, directory: &MergedDirectory, name: &[u8]) -> Result<Option<MergedObject>, Errno> {
-        if is_mark_name(name) {
+        if self.hides_name(name) {
             return Ok(None);
         }
         let c_name = CString::new(name).map_err(|_| Errno::INVAL)?;
@@ -358,7 +368,7 @@ impl Stack {
         let mut names = BTreeSet::new();
         for part in &directory.parts {
             for (name, _) in list(part.fd.as_fd())? {
-                if !is_mark_name(name.to_bytes()) {
+                if !self.hides_name(name.to_bytes()) {
                     names.insert(name.into_bytes());
                 }
             }
@@ -390,7 +400,14 @@ impl Stack {
             && self.mark(part.target(), "opaque")?.is_some_and(|value| value == b"x"))
     }
 
+    fn hides_name(&self, name: &[u8]) -> bool {
+        !self.is_plain && is_mark_name(name)
+    }
+
     fn is_opaque(&self, part: &Part) -> Result<bool, Errno> {
+        if self.is_plain {
+            return Ok(false);
+        }
         if self.mark(part.target(), "opaque")?.is_some_and(|value| value == b"y") {
             return Ok(true);
         }
@@ -405,6 +422,9 @@ impl Stack {
     }
 
     fn mark(&self, target: Target<'_>, name: &str) -> Result<Option<Vec<u8>>, Errno> {
+        if self.is_plain {
+            return Ok(None);
+        }
         for prefix in disk::PREFIXES {
             // What an ordinary user unpacked is opaque for root too, as through a mount.
             let is_read = match prefix {

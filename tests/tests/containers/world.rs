@@ -212,13 +212,13 @@ impl World {
         let mut command = self.command(arguments);
         let slave = || Stdio::from(terminal.slave.try_clone().unwrap());
         let child = command.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
-        Running { child, output: terminal.master.try_clone().unwrap(), seen: Vec::new() }
+        Running { child, output: Some(terminal.master.try_clone().unwrap()), seen: Vec::new() }
     }
 
     /// Starts a command whose output is read as it comes.
     pub(crate) fn running(&self, arguments: &[&str]) -> Running {
         let mut child = self.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
-        let output = child.stdout.take().unwrap().into();
+        let output = child.stdout.take().map(OwnedFd::from);
         Running { child, output, seen: Vec::new() }
     }
 
@@ -272,7 +272,8 @@ impl Drop for World {
 /// A command that has not ended.
 pub(crate) struct Running {
     child: Child,
-    output: OwnedFd,
+    /// None when it is not read any more.
+    output: Option<OwnedFd>,
     seen: Vec<u8>,
 }
 
@@ -288,7 +289,7 @@ impl Running {
     }
 
     pub(crate) fn type_in(&mut self, keys: &[u8]) {
-        fs::File::from(self.output.try_clone().unwrap()).write_all(keys).unwrap();
+        fs::File::from(self.output().try_clone().unwrap()).write_all(keys).unwrap();
     }
 
     /// Reads until `text` has come; what is before it is passed over.
@@ -302,12 +303,12 @@ impl Running {
             // What cannot be part of it any more is not looked at again.
             self.seen.drain(..self.seen.len().saturating_sub(text.len()));
             assert!(
-                readable(&self.output, end),
+                readable(self.output(), end),
                 "waiting for {text:?}, got {:?}",
                 String::from_utf8_lossy(&self.seen)
             );
             let mut buffer = [0_u8; 4096];
-            let length = fs::File::from(self.output.try_clone().unwrap()).read(&mut buffer).unwrap_or(0);
+            let length = fs::File::from(self.output().try_clone().unwrap()).read(&mut buffer).unwrap_or(0);
             assert!(
                 length > 0,
                 "waiting for {text:?}, the end came after {:?}",
@@ -315,6 +316,15 @@ impl Running {
             );
             self.seen.extend_from_slice(&buffer[..length]);
         }
+    }
+
+    fn output(&self) -> &OwnedFd {
+        self.output.as_ref().expect("its output was closed")
+    }
+
+    /// Reads its output no more.
+    pub(crate) fn close(&mut self) {
+        self.output = None;
     }
 
     /// Waits for the end.

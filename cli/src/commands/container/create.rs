@@ -49,12 +49,13 @@ pub(crate) struct CreateArgs {
 
 pub(crate) fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open()?;
-    let (container, _lock) = make(&containers, &args.options, args.rootfs, args.words, false)?;
+    let (container, _lock) = make(&containers, &args.options, args.rootfs, args.words, true)?;
     ui::print(format!("{}\n", container.id()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes it; the lock on it comes along.
+/// Makes it; the lock on it comes along. All but what is run detached counts as attached, as with docker: the first that
+/// brings it input is also the last.
 pub(super) fn make(
     containers: &Containers,
     options: &CreateOptions,

@@ -292,7 +292,7 @@ fn join_named(
     directory: &Path,
     pid: Pid,
 ) -> anyhow::Result<Vec<OwnedFd>> {
-    let dns: Vec<IpAddr> = config.dns.iter().filter_map(|text| text.parse().ok()).collect();
+    let dns = servers(config);
     let networks = open()?;
     // What an earlier life of it has left.
     networks.detach(&config.id, None).map_err(told)?;
@@ -391,14 +391,50 @@ fn write_files(
         config.hosts.iter().map(|text| files::parse_add_host(text)).collect::<Result<_, _>>()?;
     let gateway = attachments.first().and_then(|first| first.network.v4()).map(|subnet| subnet.gateway);
     let hosts = files::hosts(&own, &[&config.hostname, &config.name], &extra, gateway)?;
-    let named: Vec<IpAddr> = attachments.iter().flat_map(Attachment::name_servers).collect();
+    std::fs::write(directory.join("hosts"), hosts)?;
+    let networks = attachments.iter().map(|attachment| &attachment.network);
+    write_resolver(config, directory, networks, servers)
+}
+
+fn write_resolver<'a>(
+    config: &ContainerConfig,
+    directory: &Path,
+    networks: impl Iterator<Item = &'a Network>,
+    servers: Vec<IpAddr>,
+) -> anyhow::Result<()> {
+    let named: Vec<IpAddr> = networks.flat_map(Network::name_servers).collect();
     let reach = if named.is_empty() { Reach::Plain } else { Reach::Named(&named) };
     let dns = Dns { servers, search: config.dns_search.clone(), options: config.dns_options.clone() };
     let resolv = files::resolv_conf(&HostResolver::for_containers(), &dns, reach);
-    for (name, text) in [("hosts", hosts), ("resolv.conf", resolv)] {
-        std::fs::write(directory.join(name), text)?;
-    }
+    std::fs::write(directory.join("resolv.conf"), resolv)?;
     Ok(())
+}
+
+/// After a running container has come into a network, or has left one: other name servers may answer it. `/etc/hosts` is
+/// left as it is: its program may have changed it.
+pub(crate) fn networks_changed(id: &str) -> anyhow::Result<()> {
+    let container = Containers::open()?.find(id)?;
+    let networks = open()?;
+    let leases = networks.leases_of(container.id()).map_err(told)?;
+    let joined = leases
+        .iter()
+        .map(|lease| networks.find(&lease.network).map_err(told))
+        .collect::<Result<Vec<_>, _>>()?;
+    let servers = servers(&container.config);
+    write_resolver(&container.config, &container.directory, joined.iter(), servers)
+        .with_context(|| format!("write resolv.conf of container {}", container.short()))
+}
+
+/// After a container has another name: what its networks call it.
+pub(super) fn renamed(config: &ContainerConfig) -> anyhow::Result<()> {
+    match config.network {
+        NetworkMode::Named(_) => open()?.rename(&config.id, &config.name).map_err(told),
+        _ => Ok(()),
+    }
+}
+
+fn servers(config: &ContainerConfig) -> Vec<IpAddr> {
+    config.dns.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Docker's `NetworkSettings`.

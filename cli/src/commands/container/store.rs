@@ -136,6 +136,10 @@ impl Containers {
         if !container.record.is_abandoned() {
             return Ok(container);
         }
+        if container.config.is_foreground {
+            crate::commands::run::settle_killed()?;
+            return read(&directory);
+        }
         // Its monitor may be about to write what it has done: the lock tells.
         match try_lock_file(&directory.join(LOCK)) {
             Ok(Some(_lock)) => {

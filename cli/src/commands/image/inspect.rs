@@ -69,7 +69,7 @@ pub(crate) fn print(documents: &[Value], format: Option<&str>) -> anyhow::Result
         None | Some("") => format!("{}\n", indented(&Value::Array(documents.to_vec()))?),
         Some("json") => format!("{}\n", serde_json::to_string(&documents)?),
         Some(format) => {
-            let template = Template::parse(&format.replace("\\t", "\t").replace("\\n", "\n"))?;
+            let template = Template::document(&format.replace("\\t", "\t").replace("\\n", "\n"))?;
             let mut text = String::new();
             for document in documents {
                 text.push_str(&template.render(document)?);
