@@ -6,6 +6,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::template::Template;
 use crate::ui;
+use crate::ui::visible::visible;
 
 /// A column: its header, and the field it shows.
 pub(crate) type Column = (&'static str, &'static str);
@@ -70,11 +71,13 @@ fn table(rows: &[Value], columns: &[Column]) -> String {
 
 /// Columns three spaces apart; the last is not filled.
 fn aligned(lines: &[Vec<String>]) -> String {
+    let shown = |cell: &String| visible(cell).into_owned();
+    let lines: Vec<Vec<String>> = lines.iter().map(|line| line.iter().map(shown).collect()).collect();
     let count = lines.iter().map(Vec::len).max().unwrap_or(0);
     let width = |at: usize| lines.iter().filter_map(|l| l.get(at)).map(|c| c.width()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count).map(width).collect();
     let mut text = String::new();
-    for line in lines {
+    for line in &lines {
         for (at, cell) in line.iter().enumerate() {
             text.push_str(cell);
             if at + 1 < line.len() {

@@ -15,6 +15,7 @@ use super::prune::disk_usage;
 use super::store::{Container, Containers};
 use crate::exit::Usage;
 use crate::images::{human, listing};
+use crate::ui::visible::visible;
 use crate::{moment, ui};
 
 /// List containers
@@ -112,6 +113,7 @@ fn row(container: &Container, leases: &[Lease], whole: bool, wants_size: bool) -
         true => command,
         false => format!("{}…", command.chars().take(19).collect::<String>()),
     };
+    let command = visible(&command);
     let labels: Vec<String> = config.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let size = match wants_size {
         true => human::size(disk_usage(&container.directory.join("upper"))),
