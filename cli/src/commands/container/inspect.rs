@@ -66,16 +66,22 @@ pub(crate) fn inspect(args: InspectArgs) -> anyhow::Result<ExitCode> {
             Err(anyhow::anyhow!(""))
         };
         let found = match (found, &store) {
-            (Err(_), Some(store)) => images::find(store, name).map(|found| image::document(store, &found)),
+            (Err(_), Some(store)) => {
+                images::find_whole(store, name).map(|found| image::document(store, &found))
+            }
             (found, _) => found,
         };
         match found {
             Ok(document) => documents.push(document),
             Err(error) => {
                 failed = true;
+                // A damaged image is there, and it is said what is wrong with it.
+                let is_missing = matches!(error.downcast_ref(), Some(layerfs_image::Error::NoSuchImage(_)));
                 match args.r#type {
-                    Some(_) => ui::error(&error),
-                    None => ui::note(format_args!("No such object: {name}")),
+                    None if is_missing || store.is_none() => {
+                        ui::note(format_args!("No such object: {name}"));
+                    }
+                    _ => ui::error(&error),
                 }
             }
         }
