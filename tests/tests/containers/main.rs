@@ -19,6 +19,7 @@ mod images;
 mod kept;
 mod lifecycle;
 mod options;
+mod ordinary_user;
 mod sharing;
 mod snapshots;
 mod streams;
