@@ -78,7 +78,7 @@ pub enum RuntimeError {
         hint: &'static str,
     },
     /// Its program has ended, so that there is nothing to send a signal to. Engines know it by its first words.
-    #[error("container not running: {id:?} has ended")]
+    #[error("container not running: {id:?} is stopped")]
     NotRunning {
         /// Its name.
         id: String,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use super::record;
 use super::start::run_late;
 use super::view::View;
 use super::{OnFile, OnSystem, Runtime, RuntimeError};
@@ -26,7 +27,9 @@ impl Runtime {
         // Without a pid namespace of its own, the others do not end with the first.
         let everything = all || (signal == libc::SIGKILL && !view.record().own_pid_namespace);
         if everything && !cgroup.directories().is_empty() {
-            if ended && cgroup.processes().is_empty() {
+            // After a reboot the directories are another's, if they are there.
+            let is_ours = view.record().boot == record::boot();
+            if ended && (!is_ours || cgroup.processes().is_empty()) {
                 return if all { Ok(()) } else { Err(not_running(id)) };
             }
             match signal {
