@@ -392,28 +392,13 @@ impl StageState {
         Ok(CopyAction { is_add, spec, destination })
     }
 
-    /// Variables of a here-document: quotes stay, an escape in front of `$` takes its meaning away.
+    /// Variables of a here-document: quotes stay. A backslash goes and what follows it stays, whatever it is, also where the
+    /// file's escape is another one; so BuildKit has it.
     fn content(&self, text: &str, step: &Step) -> Result<String, LanguageError> {
-        let (mut out, mut rest) = (String::new(), text);
-        while let Some(at) = rest.find(['$', self.escape]) {
-            let (before, from) = rest.split_at(at);
-            out.push_str(before);
-            if let Some(after) = from.strip_prefix(self.escape) {
-                let next = after.chars().next();
-                if !matches!(next, Some('$')) && next != Some(self.escape) {
-                    out.push(self.escape);
-                }
-                out.extend(next);
-                rest = after.get(next.map_or(0, char::len_utf8)..).unwrap_or_default();
-                continue;
-            }
-            let len = substitution_len(from);
-            let (part, after) = from.split_at(len);
-            out.push_str(&if len > 1 { self.word(part, step)? } else { part.to_owned() });
-            rest = after;
-        }
-        out.push_str(rest);
-        Ok(out)
+        Lexer::new('\\')
+            .without_quotes()
+            .word(text, &StageVariables(self))
+            .map_err(|error| bad(text, &error, step))
     }
 
     fn set(&mut self, key: &str, value: Value) {
@@ -422,25 +407,6 @@ impl StageState {
         }
         self.config.config[key] = value;
     }
-}
-
-/// Bytes of the substitution at the beginning of `text`, which begins with `$`; 1 when it is none.
-fn substitution_len(text: &str) -> usize {
-    let rest = text.get(1..).unwrap_or_default();
-    if rest.starts_with('{') {
-        let mut depth = 0_usize;
-        for (at, letter) in rest.char_indices() {
-            match letter {
-                '{' => depth += 1,
-                '}' if depth == 1 => return at + 2,
-                '}' => depth -= 1,
-                _ => {}
-            }
-        }
-        return text.len();
-    }
-    let name = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(rest.len());
-    1 + name
 }
 
 fn bad(text: &str, error: &crate::expand::ExpandError, step: &Step) -> LanguageError {

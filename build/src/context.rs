@@ -13,7 +13,7 @@ use layerfs_image::layer::{MergedDirectory, MergedObject, ObjectStat, Stack};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use crate::pattern::{IgnoreList, file_pattern};
+use crate::pattern::{IgnoreList, Pattern, file_pattern, path_pattern};
 
 /// Links that a path may lead over, as the kernel has it.
 const MAX_LINKS: usize = 40;
@@ -66,7 +66,7 @@ impl SourceTree {
     /// Those of opening it.
     pub fn context(path: &Path, ignore: IgnoreList) -> Result<Self, Errno> {
         let ignore = Some(ignore).filter(|list| !list.is_empty());
-        Ok(Self { stack: Stack::open(&[path])?, place: path.display().to_string(), ignore, is_context: true })
+        Ok(Self { stack: Stack::plain(path)?, place: path.display().to_string(), ignore, is_context: true })
     }
 
     /// Layers, the topmost first. Owners count.
@@ -116,6 +116,52 @@ impl SourceTree {
         }
         at.retain(|place| self.may_show(&place.path, &place.found));
         Ok(at)
+    }
+
+    /// As [`find`](Self::find), where `**` is any number of directories: the topmost objects that match, and all that is in
+    /// them. Links to directories are not followed by it.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn find_at_any_depth(&self, source: &str) -> Result<Vec<Match>, io::Error> {
+        let names: Vec<&str> = source.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
+        let Some(first) = names.iter().position(|name| name.contains("**")) else { return self.find(source) };
+        let (before, rest) = names.split_at(first);
+        let pattern =
+            path_pattern(&rest.join("/")).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+        let mut found = Vec::new();
+        for place in self.find(&before.join("/"))? {
+            self.descend(&place, &pattern, &mut Vec::new(), &mut found)?;
+        }
+        Ok(found)
+    }
+
+    /// `names` lead from where the pattern begins to `place`.
+    fn descend(
+        &self,
+        place: &Match,
+        pattern: &Pattern,
+        names: &mut Vec<String>,
+        found: &mut Vec<Match>,
+    ) -> Result<(), io::Error> {
+        let Some(directory) = place.found.directory() else { return Ok(()) };
+        for (name, object) in self.stack.list(directory)? {
+            let Ok(name) = String::from_utf8(name) else { continue };
+            let with = |names: &[String]| names.iter().cloned().chain([name.clone()]).collect();
+            let object = Found::Object(Box::new(object));
+            let next = Match { written: with(&place.written), path: with(&place.path), found: object };
+            if !self.may_show(&next.path, &next.found) {
+                continue;
+            }
+            names.push(name);
+            if pattern.matches(&names.join("/").chars().collect::<Vec<_>>()) {
+                found.push(next);
+            } else {
+                self.descend(&next, pattern, names, found)?;
+            }
+            names.pop();
+        }
+        Ok(())
     }
 
     fn step(&self, place: &Match, name: &str, next: &mut Vec<Match>) -> Result<(), io::Error> {
@@ -346,6 +392,19 @@ mod tests {
         assert_eq!(paths("."), [""]);
         assert!(paths("out").is_empty() && paths("a/b/two.c").is_empty() && paths("a/b/x.h/y").is_empty());
         assert!(tree.find("loop").is_err() && tree.find("[").is_err());
+        let any_depth = |source: &str| -> Vec<String> {
+            let found = tree.find_at_any_depth(source).unwrap();
+            found.into_iter().map(|found| found.written.join("/")).collect()
+        };
+        std::fs::write(dir.path().join("x.h"), "").unwrap();
+        std::fs::create_dir_all(dir.path().join("c/b/d.h")).unwrap();
+        assert_eq!(any_depth("**/*.h"), ["a/b/x.h", "c/b/d.h", "x.h"]);
+        assert_eq!(any_depth("./a/**/x.h"), ["a/b/x.h"]);
+        assert_eq!(any_depth("**/b"), ["a/b", "c/b"]);
+        assert_eq!(any_depth("a/b/*.h"), ["a/b/x.h"]);
+        // No layer: nothing in it is a mark.
+        std::fs::write(dir.path().join(".wh.x.h"), "").unwrap();
+        assert_eq!(paths("*.h"), [".wh.x.h", "x.h"]);
         assert_eq!(tree.read("link/one.c", 100).unwrap().unwrap(), b"a/b/one.c");
         assert!(tree.read("link/one.c", 3).is_err());
     }

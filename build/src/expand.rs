@@ -36,6 +36,8 @@ pub struct ExpandError(String);
 pub struct Lexer {
     escape: char,
     raw: bool,
+    /// Quotes are letters like others.
+    no_quotes: bool,
     keep_unset: bool,
 }
 
@@ -45,13 +47,20 @@ const MAX_DEPTH: usize = 32;
 impl Lexer {
     /// With this escape character.
     pub fn new(escape: char) -> Self {
-        Self { escape, raw: false, keep_unset: false }
+        Self { escape, raw: false, no_quotes: false, keep_unset: false }
     }
 
     /// Quotes and escapes stay.
     #[must_use]
     pub fn raw(mut self) -> Self {
         self.raw = true;
+        self
+    }
+
+    /// Quotes mean nothing, and stay.
+    #[must_use]
+    pub fn without_quotes(mut self) -> Self {
+        self.no_quotes = true;
         self
     }
 
@@ -163,12 +172,12 @@ impl Reader<'_> {
                     words.close();
                     return Ok((text, words.done));
                 }
-                '\'' => {
+                '\'' if !self.lexer.no_quotes => {
                     let part = self.single_quoted()?;
                     words.add_text(&part, true);
                     text.push_str(&part);
                 }
-                '"' => {
+                '"' if !self.lexer.no_quotes => {
                     let part = self.double_quoted()?;
                     words.add_text(&part, true);
                     text.push_str(&part);

@@ -1,5 +1,7 @@
 //! The command line as a whole.
 
+mod switch;
+
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
@@ -115,25 +117,36 @@ pub(crate) enum Command {
 
 /// Reads a command line. The options of a command are put together only when it is the one that is called (`defer`):
 /// those of all commands would take longer than many of them need to run. What describes several commands, a help
-/// text, is made of the whole.
+/// text, is made of the whole. As with docker, the last of an option that takes one value counts, and a switch may
+/// have a value (`--rm=false`).
 ///
 /// # Errors
 /// What is to be printed instead: what is wrong, help, or the version.
 pub(crate) fn parse<C: CommandFactory + FromArgMatches>(arguments: &[OsString]) -> Result<C, clap::Error> {
-    let read = |command: clap::Command| {
+    let mut arguments = arguments.to_vec();
+    let read = |command: clap::Command, arguments: &[OsString]| {
+        let command = command.args_override_self(true);
         command.try_get_matches_from(arguments).and_then(|matches| C::from_arg_matches(&matches))
     };
-    match read(C::command()) {
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-            ) =>
-        {
-            let mut whole = C::command();
-            whole.build();
-            read(whole)
+    loop {
+        match read(C::command(), &arguments) {
+            Err(error) if matches!(error.kind(), ErrorKind::TooManyValues | ErrorKind::UnknownArgument) => {
+                let whole = C::command();
+                if !switch::resolve(&mut arguments, &error, whole, |some| read(C::command(), some))? {
+                    return Err(error);
+                }
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                ) =>
+            {
+                let mut whole = C::command();
+                whole.build();
+                return read(whole, &arguments);
+            }
+            result => return result,
         }
-        result => result,
     }
 }

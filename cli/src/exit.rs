@@ -14,6 +14,9 @@ pub(crate) const FAILURE: u8 = 1;
 /// Own failures of `layerfs run`, as docker has it.
 pub(crate) const RUN: u8 = 125;
 
+/// Nobody reads what a container's program writes any more: as a shell shows what SIGPIPE has ended.
+pub(crate) const UNREAD: u8 = 141;
+
 /// A command line that parsed but cannot be carried out as it stands.
 #[derive(Debug, Error)]
 #[error("{0}")]

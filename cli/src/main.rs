@@ -10,6 +10,7 @@ mod exit;
 mod helper;
 mod images;
 mod logging;
+mod moment;
 mod mount_process;
 mod mountinfo;
 mod mounts;

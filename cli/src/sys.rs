@@ -1,4 +1,4 @@
-//! System calls without a safe wrapper: fork, and closing what a caller left open.
+//! Calls without a safe wrapper: fork, closing what a caller left open, and the zone of the clock.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -34,6 +34,24 @@ pub(crate) fn fork() -> io::Result<Fork> {
         pid => Pid::from_raw(pid)
             .map(Fork::Parent)
             .ok_or_else(|| io::Error::other("fork returned an impossible process id")),
+    }
+}
+
+/// The time at which the clock of this machine's zone shows what one of UTC shows `seconds` after 1970; `None` where there
+/// is none.
+pub(crate) fn from_local_time(seconds: i64) -> Option<i64> {
+    // SAFETY: all zeros are a value of this structure of numbers and one pointer, which may be null.
+    let mut parts: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both point to what lives until the call is over; `parts` is written.
+    if unsafe { libc::gmtime_r(&seconds, &mut parts) }.is_null() {
+        return None;
+    }
+    // Whether it was summer is for the C library to find out.
+    parts.tm_isdst = -1;
+    // SAFETY: `parts` is a time that gmtime_r has made.
+    match unsafe { libc::mktime(&mut parts) } {
+        -1 => None,
+        local => Some(local),
     }
 }
 

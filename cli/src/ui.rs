@@ -100,17 +100,26 @@ pub(crate) fn width() -> Option<usize> {
     columns(io::stdout())
 }
 
-/// Columns of the terminal on stderr, as [`width`].
-pub(crate) fn stderr_width() -> Option<usize> {
-    columns(io::stderr())
+/// Columns and rows of the terminal on stderr; `None` when it is none, or does not know.
+pub(crate) fn stderr_size() -> Option<(usize, usize)> {
+    size(io::stderr())
 }
 
 fn columns(stream: impl IsTerminal + std::os::fd::AsFd) -> Option<usize> {
+    size(stream).map(|(columns, _)| columns)
+}
+
+fn size(stream: impl IsTerminal + std::os::fd::AsFd) -> Option<(usize, usize)> {
     if !stream.is_terminal() {
         return None;
     }
     let size = rustix::termios::tcgetwinsize(stream).ok()?;
-    (size.ws_col > 0).then(|| usize::from(size.ws_col))
+    (size.ws_col > 0).then(|| (usize::from(size.ws_col), usize::from(size.ws_row)))
+}
+
+/// Writes to the terminal on stderr what moves its cursor, as it is.
+pub(crate) fn draw(text: &str) {
+    io::stderr().lock().write_all(text.as_bytes()).ok();
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub use disk::Marks;
 pub use forget::{drop_applied, forget};
 pub use index::{IndexFailure, IndexedObject, LayerIndexBuilder, LayerIndexer, ObjectStat, WithoutIndex};
 pub use merged::{Layer, MergedDirectory, MergedObject, Stack};
-pub use pack::{PackError, is_plain_root, pack_changes, pack_merged, pack_step};
+pub use pack::{PackError, is_plain_root, pack_changes, pack_joined, pack_merged, pack_step};
 pub use patch::write_patch;
 pub use remove::remove_tree;
 pub use tree_copy::{TreeCopied, TreeCopy};

@@ -52,6 +52,24 @@ pub fn is_config(media_type: &str) -> bool {
     matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
 }
 
+/// A layer's media type in OCI's words, where docker has others for the same.
+pub fn of_oci(layer: &str) -> &str {
+    match layer {
+        DOCKER_LAYER_GZIP => OCI_LAYER_GZIP,
+        DOCKER_LAYER => OCI_LAYER,
+        other => other,
+    }
+}
+
+/// A layer's media type in docker's words, where it has any.
+pub fn of_docker(layer: &str) -> &str {
+    match layer {
+        OCI_LAYER_GZIP => DOCKER_LAYER_GZIP,
+        OCI_LAYER => DOCKER_LAYER,
+        other => other,
+    }
+}
+
 /// True for a layer, however it is compressed. Layers that may not be distributed count: registries have them.
 pub fn is_layer(media_type: &str) -> bool {
     ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."]

@@ -4,6 +4,8 @@
 //! and unpacked while it streams. The image has its name when all of it is on disk, and not before.
 
 mod push;
+mod send;
+mod steps;
 
 use std::io::{self, Read};
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +22,8 @@ use crate::registry::platform::choose;
 use crate::registry::{BlobReader, Client, Document, Manifest, Platform, RegistryError, Repository, Which};
 use crate::store::{Session, Store};
 
-pub use push::{PushCompression, push};
+pub use push::{PushCompression, push, push_list};
+pub use steps::{CacheForm, INLINE, RemoteSteps, inline_steps, push_steps};
 
 /// Layers that are transferred at once, as docker has it.
 pub const PARALLEL: usize = 3;

@@ -69,17 +69,6 @@ pub struct Attachment {
     pub reservation: Reservation,
 }
 
-impl Attachment {
-    /// The name servers for the container's resolv.conf: the network's own; none where it has no names.
-    #[must_use]
-    pub fn name_servers(&self) -> Vec<IpAddr> {
-        if !self.network.names {
-            return Vec::new();
-        }
-        self.network.v4().map(|subnet| subnet.gateway).into_iter().collect()
-    }
-}
-
 impl Namespace<'_> {
     fn open(&self) -> Result<OwnedFd> {
         match self {

@@ -125,6 +125,15 @@ impl Network {
         self.subnets.iter().find(|subnet| subnet.subnet.addr().is_ipv4())
     }
 
+    /// The name servers for the resolv.conf of its containers: its own; none where it has no names.
+    #[must_use]
+    pub fn name_servers(&self) -> Vec<IpAddr> {
+        match self.names {
+            true => self.v4().map(|subnet| subnet.gateway).into_iter().collect(),
+            false => Vec::new(),
+        }
+    }
+
     /// The range of version 6.
     #[must_use]
     pub fn v6(&self) -> Option<&Subnet> {

@@ -199,7 +199,11 @@ impl Networks {
             // Before its document, by which it is found.
             let name = &network.interface;
             let words = || format!("remove bridge {name:?}");
-            Socket::route().and_then(|mut socket| socket.delete_link(name)).doing(words)?;
+            let mut socket = Socket::route().doing(words)?;
+            // Only looked for where there is none: an ordinary user may ask no more.
+            if socket.links().doing(words)?.iter().any(|link| link.name == *name) {
+                socket.delete_link(name).doing(words)?;
+            }
         }
         let path = self.document(&network.id);
         fs::remove_file(&path).map_err(Error::io("remove", &path))?;

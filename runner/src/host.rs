@@ -11,7 +11,7 @@ mod view;
 pub use self::executable::{protect_executable, restart_protected};
 pub use self::mounts::{enter_private_mounts, mount_of_another};
 pub use self::user_namespace::{
-    UserNamespace, enter_user_namespace, has_group, has_user, is_initial_user_namespace,
+    UserNamespace, enter_user_namespace, has_group, has_user, is_initial_user_namespace, is_rootless,
 };
 pub use self::view::{ReadOnlyView, is_pseudo};
 

@@ -102,10 +102,22 @@ fn programs_find_their_arguments() {
 
 #[test]
 fn here_documents_of_copies_are_expanded() {
-    let text = "FROM scratch\nENV a=1\nCOPY <<x <<'y' /d/\n$a ${b:-\"q\"} \\$a \"$a\" $ \\n\nx\n$a\ny\n";
+    let text = "FROM scratch\nENV a=1\nCOPY <<x <<'y' /d/\n$a ${b:-\"q\"} \\$a \"$a\" '$a' $\n\nx\n$a\ny\n";
     let Action::Copy(copy) = built(text, &[]).unwrap().1.pop().unwrap().action else { panic!() };
-    assert_eq!(copy.spec.inline[0].content, "1 q $a \"1\" $ \\n\n");
+    assert_eq!(copy.spec.inline[0].content, "1 \"q\" $a \"1\" '1' $\n\n");
     assert_eq!(copy.spec.inline[1].content, "$a\n");
+}
+
+/// As BuildKit's own test of special symbols has it.
+#[test]
+fn regression_a_backslash_in_a_here_document_goes() {
+    let text = "FROM scratch\nCOPY <<a <<'b' /d/\n\\\na\n\\\nb\nCOPY <<c /d/\n\\\\ \\$ \\a\nc\n";
+    let mut steps = built(text, &[]).unwrap().1;
+    let Action::Copy(second) = steps.pop().unwrap().action else { panic!() };
+    let Action::Copy(first) = steps.pop().unwrap().action else { panic!() };
+    assert_eq!(first.spec.inline[0].content, "\n");
+    assert_eq!(first.spec.inline[1].content, "\\\n");
+    assert_eq!(second.spec.inline[0].content, "\\ $ a\n");
 }
 
 #[test]

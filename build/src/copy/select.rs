@@ -90,7 +90,12 @@ pub fn select(
         ),
         None => (0, source.to_owned()),
     };
-    let matches = tree.find(&path).map_err(CopyError::read(source))?;
+    // BuildKit takes these as a filter of a walk, and others as a pattern of the shell.
+    let matches = match spec.parents {
+        true => tree.find_at_any_depth(&path),
+        false => tree.find(&path),
+    };
+    let matches = matches.map_err(CopyError::read(source))?;
     let mut exclude = IgnoreList::default();
     for pattern in &spec.exclude {
         exclude.add(pattern).map_err(|why| CopyError::Read {

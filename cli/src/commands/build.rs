@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod remote;
 mod run;
+mod ssh;
 pub(crate) mod step;
 
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use layerfs_build::error;
 use layerfs_runner::attach::Signals;
 
 pub(crate) use self::options::BuildArgs;
-use crate::exit::Hinted;
+use crate::exit::{self, Hinted};
 use crate::{images, ui};
 
 /// Where builds keep what is no image: relative to the store's root.
@@ -63,8 +64,24 @@ pub(crate) fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     super::container::step::sweep(&root.join("steps"))?;
     let session = store.session().context("begin work in the image store")?;
     let input = input::Input::open(&request, &session)?;
+    // Before anything is shown: a key may have a passphrase, which is asked for at the terminal.
+    let agents = ssh::Agents::start(&request.ssh)?;
     let progress = progress::Progress::new(request.progress);
-    let finished = executor::execute(&request, &input, &store, &session, &progress, &signals, &root)?;
-    output::deliver(&request, &store, &session, finished, &progress)?;
+    if request.only_check {
+        if !executor::check(&request, &input, &progress)? {
+            return Ok(ExitCode::from(exit::FAILURE));
+        }
+        ui::line("Check complete, no warnings found.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut built = Vec::new();
+    for platform in &request.platforms {
+        let request = request.for_platform(platform);
+        built.push(executor::execute(
+            &request, &input, &store, &session, &progress, &signals, &root, &agents,
+        )?);
+    }
+    remote::export(&request.cache_to, &built, &store, &session, &progress)?;
+    output::deliver(&request, &store, &session, built, &progress)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::build::{build, step};
-use super::image::list::point_in_time;
 use crate::exit::Usage;
 use crate::images::{self, human, listing};
+use crate::moment;
 use crate::ui::{self, prompt};
 
 /// Manage what builds keep
@@ -134,7 +134,7 @@ fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
     for filter in &args.filter {
         let time = filter.strip_prefix("until=");
         let time = time.ok_or_else(|| Usage(format!("filter {filter:?}: write until=24h")))?;
-        before = Some(point_in_time(time)?);
+        before = Some(moment::seconds(time)?);
     }
     let keep =
         args.keep_storage.as_deref().map(crate::commands::container::create_values::bytes).transpose()?;

@@ -11,9 +11,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
 use serde_json::Value;
 
-use super::container::list::moment;
 use crate::exit::Usage;
 use crate::images::{human, template::Template};
+use crate::moment;
 use crate::{events, ui};
 
 /// Show what happens to containers, images, volumes and networks
@@ -108,7 +108,7 @@ pub(crate) fn events(args: EventsArgs) -> anyhow::Result<ExitCode> {
 fn wanted(args: &EventsArgs) -> anyhow::Result<Wanted> {
     let time = |name: &str, text: &Option<String>| match text {
         None => Ok(None),
-        Some(text) => moment(text).map(Some).ok_or_else(|| {
+        Some(text) => moment::parse(text).map(|(seconds, _)| Some(seconds)).ok_or_else(|| {
             anyhow::Error::from(Usage(format!("--{name} {text:?}: a time of RFC 3339, or how long ago: 10m")))
         }),
     };
@@ -173,7 +173,7 @@ impl Wanted {
         let line = match &self.format {
             Format::Line => line(event),
             Format::Json => event.to_string(),
-            Format::Template(template) => template.render(event)?,
+            Format::Template(template) => template.render(&fields(event))?,
         };
         ui::print(format!("{line}\n"))?;
         Ok(())
@@ -204,6 +204,25 @@ fn admits(event: &Value, name: &str, value: &str) -> bool {
         },
         _ => false,
     }
+}
+
+/// The fields of a template. Those that docker has in small letters in JSON begin with a capital in Go.
+fn fields(event: &Value) -> Value {
+    let mut fields = event.clone();
+    if let Some(fields) = fields.as_object_mut() {
+        for (name, known) in [
+            ("Status", "status"),
+            ("ID", "id"),
+            ("From", "from"),
+            ("Scope", "scope"),
+            ("Time", "time"),
+            ("TimeNano", "timeNano"),
+        ] {
+            let value = event.get(known).cloned().unwrap_or_else(|| "".into());
+            fields.insert(name.to_owned(), value);
+        }
+    }
+    fields
 }
 
 /// Docker's line: time, kind, action, id and attributes.

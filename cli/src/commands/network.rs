@@ -4,7 +4,7 @@ mod connect;
 mod containers;
 mod create;
 mod filter;
-mod inspect;
+pub(crate) mod inspect;
 mod list;
 mod open;
 mod prune;
@@ -14,6 +14,7 @@ mod serve;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use layerfs_runner::host;
 
 pub(crate) use create::labels;
 pub(crate) use filter::Filters;
@@ -58,7 +59,8 @@ pub(crate) fn network(args: NetworkArgs) -> anyhow::Result<ExitCode> {
 
 /// What is not as it should be with networks; with `repair` it is mended.
 pub(crate) fn problems(repair: bool) -> anyhow::Result<Vec<super::container::check::Problem>> {
-    if !super::run::store_root()?.join("networks").is_dir() {
+    // An ordinary user has no bridges, and may not look at the packet filter.
+    if host::is_rootless() || !super::run::store_root()?.join("networks").is_dir() {
         return Ok(Vec::new());
     }
     let found = open()?.check(repair, &containers::runs).map_err(told)?;

@@ -122,6 +122,14 @@ fn is_plain(options: &CreateOptions) -> bool {
     rest == CreateOptions { pull: "missing".into(), restart: "no".into(), ..CreateOptions::default() }
 }
 
+/// Ends what killed foreground runs have left: those that were to be kept are at their end then, the others gone.
+pub(crate) fn settle_killed() -> anyhow::Result<()> {
+    match Store::open(store_root()?)?.sweep().into_iter().next() {
+        None => Ok(()),
+        Some(warning) => bail!(warning),
+    }
+}
+
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let RunArgs { help: _, detach, detach_keys, sig_proxy, rootfs, options, log, words } = args;
     match rootfs {

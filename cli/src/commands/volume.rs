@@ -1,7 +1,7 @@
 //! `layerfs volume`.
 
 mod create;
-mod inspect;
+pub(crate) mod inspect;
 mod list;
 mod prune;
 mod remove;

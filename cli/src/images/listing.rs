@@ -15,7 +15,7 @@ pub(crate) fn print(
     columns: &[Column],
     headers: &[Column],
     format: Option<&str>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     let text = match format {
         None | Some("" | "table") => table(rows, columns),
         Some("json") => {
@@ -51,8 +51,7 @@ pub(crate) fn print(
             }
         },
     };
-    ui::print(text).context("print the list")?;
-    Ok(())
+    ui::print(text).context("print the list")
 }
 
 fn table(rows: &[Value], columns: &[Column]) -> String {

@@ -79,7 +79,7 @@ mod tests {
         let data = json!({
             "Name": "x", "N": 3, "Yes": true, "List": ["a", "b"], "Map": { "k": "v", "a.b": "dotted" },
             "Deep": { "er": { "est": 1 } }, "Empty": [], "Nothing": null, "Text": "Some Words",
-            "Rows": [{ "V": 1 }, { "V": 2 }],
+            "Rows": [{ "V": 1 }, { "V": 2 }], "Labels": "com.x=1,b=2,3,d=",
         });
         match Template::parse(text).and_then(|template| template.render(&data)) {
             Ok(text) => text,
@@ -120,6 +120,7 @@ mod tests {
             ("{{\"a\\tb\"}} {{`raw\\n`}}", "a\tb raw\\n"),
             ("{{.Missing}}", "<no value>"),
             ("{{slice .Text 0 4}}", "Some"),
+            ("{{.Label \"com.x\"}}|{{.Label `b`}}|{{.Label \"c\"}}", "1|2,3|"),
             ("{{ne .Name \"y\"}} {{lt 1 2}} {{ge 2 3}}", "true true false"),
         ] {
             if template.starts_with("{{json .}}") {
@@ -163,7 +164,7 @@ mod tests {
             ("{{json .Config.Cmd}} {{if .State.Health}}a{{end}}", "null "),
             ("{{.Labels.none}} {{.Config.Labels.Env}}", "<no value> <no value>"),
             ("{{.HostConfig.LogConfig.Config.size}}", "<no value>"),
-            ("{{range .Mounts}}{{.Any}}{{end}}", "<no value>"),
+            ("{{range .Mounts}}{{.Any}}|{{.Name}}{{end}}", "<no value>|"),
         ] {
             assert_eq!(render(text).as_deref(), Ok(shown), "{text}");
         }

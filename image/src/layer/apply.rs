@@ -62,6 +62,10 @@ impl ApplyError {
     fn object(operation: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Self {
         move |source| Self::Object { operation, path: String::from_utf8_lossy(path).into_owned(), source }
     }
+
+    fn is_not_permitted(&self) -> bool {
+        matches!(self, Self::Object { source: Errno::PERM | Errno::ACCESS, .. })
+    }
 }
 
 /// Carries `plan` out on the directory `root`, the only layer below `stack`'s topmost. `journal` is where the journal is

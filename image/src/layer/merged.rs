@@ -51,6 +51,8 @@ impl Layer {
 pub struct Stack {
     layers: Vec<Layer>,
     trusted: bool,
+    /// Marks mean nothing, and names of whiteouts are names.
+    is_plain: bool,
 }
 
 /// A directory as it shows: its part in each layer that has one, the topmost first.
@@ -98,7 +100,7 @@ const MAX_SYMLINKS: usize = 40;
 impl Stack {
     /// `layers`, the topmost first.
     pub fn new(layers: Vec<Layer>) -> Self {
-        Self { layers, trusted: reads_trusted() }
+        Self { layers, trusted: reads_trusted(), is_plain: false }
     }
 
     /// Opens the trees at `paths`, the topmost first.
@@ -109,10 +111,24 @@ impl Stack {
         Ok(Self::new(paths.iter().map(|path| Layer::open(path.as_ref())).collect::<Result<_, _>>()?))
     }
 
+    /// A directory that is no layer: what would be a mark in one is there as it is.
+    ///
+    /// # Errors
+    /// Those of [`Layer::open`].
+    pub fn plain(path: &Path) -> Result<Self, Errno> {
+        Ok(Self { is_plain: true, ..Self::open(&[path])? })
+    }
+
     /// The layers below the topmost one.
     #[must_use]
     pub fn lowers(&self) -> Self {
-        Self { layers: self.layers.iter().skip(1).cloned().collect(), trusted: self.trusted }
+        self.below(1)
+    }
+
+    /// The layers below the topmost `count`.
+    #[must_use]
+    pub(super) fn below(&self, count: usize) -> Self {
+        Self { layers: self.layers.iter().skip(count).cloned().collect(), ..*self }
     }
 
     /// True without any layer.
@@ -238,7 +254,7 @@ impl Stack {
     /// # Errors
     /// Those of the system calls.
     pub fn child(&self, directory: &MergedDirectory, name: &[u8]) -> Result<Option<MergedObject>, Errno> {
-        if is_mark_name(name) {
+        if self.hides_name(name) {
             return Ok(None);
         }
         let c_name = CString::new(name).map_err(|_| Errno::INVAL)?;
@@ -352,7 +368,7 @@ impl Stack {
         let mut names = BTreeSet::new();
         for part in &directory.parts {
             for (name, _) in list(part.fd.as_fd())? {
-                if !is_mark_name(name.to_bytes()) {
+                if !self.hides_name(name.to_bytes()) {
                     names.insert(name.into_bytes());
                 }
             }
@@ -384,7 +400,14 @@ impl Stack {
             && self.mark(part.target(), "opaque")?.is_some_and(|value| value == b"x"))
     }
 
+    fn hides_name(&self, name: &[u8]) -> bool {
+        !self.is_plain && is_mark_name(name)
+    }
+
     fn is_opaque(&self, part: &Part) -> Result<bool, Errno> {
+        if self.is_plain {
+            return Ok(false);
+        }
         if self.mark(part.target(), "opaque")?.is_some_and(|value| value == b"y") {
             return Ok(true);
         }
@@ -399,6 +422,9 @@ impl Stack {
     }
 
     fn mark(&self, target: Target<'_>, name: &str) -> Result<Option<Vec<u8>>, Errno> {
+        if self.is_plain {
+            return Ok(None);
+        }
         for prefix in disk::PREFIXES {
             // What an ordinary user unpacked is opaque for root too, as through a mount.
             let is_read = match prefix {
@@ -470,12 +496,36 @@ impl MergedDirectory {
 
     /// Whether it shows what `below`, a directory of the layers below the topmost, does, with the topmost's on it.
     pub(super) fn merges_with(&self, below: &Self) -> bool {
+        self.merges_above(1, below)
+    }
+
+    /// Whether it shows what `below`, a directory of the layers below the topmost `count`, does, with theirs on it.
+    pub(super) fn merges_above(&self, count: usize, below: &Self) -> bool {
         let identity = |part: &Part| rustix::fs::fstat(&*part.fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        let own = self.parts.iter().find(|part| part.layer > 0);
+        let own = self.parts.iter().find(|part| part.layer >= count);
         match (own, below.parts.first()) {
             (Some(own), Some(below)) => identity(own).is_some_and(|own| Some(own) == identity(below)),
             _ => false,
         }
+    }
+
+    /// The names about which the topmost `count` layers say something here, some of them several times.
+    pub(super) fn names_above(&self, count: usize) -> Result<Vec<Vec<u8>>, Errno> {
+        let mut names = Vec::new();
+        for part in self.parts.iter().take_while(|part| part.layer < count) {
+            for (name, _) in list(part.fd.as_fd())? {
+                let mut name = name.into_bytes();
+                if name == b".wh..wh..opq" {
+                    continue;
+                }
+                // A whiteout file and what it stands for are one name.
+                if is_mark_name(&name) {
+                    name.drain(..4);
+                }
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 
     /// Whether layers below the topmost have parts of it.

@@ -1,5 +1,7 @@
 //! Packing: a tree, or what the topmost layer changes, into a tar stream that depends on nothing else.
 
+mod joined;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -9,6 +11,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use thiserror::Error;
 
+pub use self::joined::pack_joined;
 use super::disk::{self, Target};
 use super::merged::{MergedDirectory, MergedObject, Stack, is_mark_name};
 use super::remove::list;

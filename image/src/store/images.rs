@@ -121,6 +121,30 @@ impl Store {
         Ok(Image { named, id, manifest_digest, manifest_bytes: bytes, manifest, config_bytes, config })
     }
 
+    /// The images of a list of manifests, each with its platform's entry there, as far as they are here. `None` for what is no list.
+    ///
+    /// # Errors
+    /// When a document is missing, damaged, or makes no sense.
+    pub fn listed(&self, named: &NamedImage) -> Result<Option<Vec<(Value, Image)>>, Error> {
+        if !media_type::is_index(&named.media_type) {
+            return Ok(None);
+        }
+        let bytes = self.read_blob(&named.manifest)?;
+        let list: Value = serde_json::from_slice(&bytes).map_err(Error::json("the list of manifests"))?;
+        let mut images = Vec::new();
+        for entry in list["manifests"].as_array().into_iter().flatten() {
+            let manifest = entry["digest"].as_str().and_then(|digest| Digest::parse(digest).ok());
+            let media_type = entry["mediaType"].as_str().unwrap_or_default();
+            let Some(manifest) = manifest.filter(|digest| self.blob_size(digest).is_some()) else { continue };
+            // Signatures and the like are there for whoever reads them.
+            if media_type::is_manifest(media_type) && entry["platform"]["os"] != "unknown" {
+                let named = NamedImage { manifest, media_type: media_type.to_owned(), ..named.clone() };
+                images.push((entry.clone(), self.image(named)?));
+            }
+        }
+        Ok(Some(images))
+    }
+
     /// The image that `name` means: a name, `NAME@DIGEST`, an id, or the beginning of one that no other image has.
     ///
     /// # Errors

@@ -77,7 +77,7 @@ fn names_of_a_network_are_answered_and_others_are_asked_for() {
             if is_ready.recv_timeout(PATIENCE).is_err() {
                 panic!("the server did not start: {:?}", server.join());
             }
-            let gateway = b.attachment.name_servers()[0];
+            let gateway = b.attachment.network.name_servers()[0];
             let octets = |ip: IpAddr| match ip {
                 IpAddr::V4(ip) => ip.octets().to_vec(),
                 IpAddr::V6(ip) => ip.octets().to_vec(),

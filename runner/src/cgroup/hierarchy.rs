@@ -87,6 +87,23 @@ impl Hierarchies {
         &self.0
     }
 
+    /// True when swap can be limited: the kernel counts it by cgroup.
+    #[must_use]
+    pub fn can_limit_swap(&self) -> bool {
+        self.0.iter().any(|hierarchy| match hierarchy {
+            Hierarchy::Legacy { top, .. } => top.join("memory.memsw.limit_in_bytes").exists(),
+            // The topmost cgroup has no limits.
+            Hierarchy::Unified { top, own, .. } => match own {
+                Some(own) if own != top => own.join("memory.swap.max").exists(),
+                _ => {
+                    let controllers = fs::read_to_string(top.join("cgroup.controllers")).unwrap_or_default();
+                    controllers.split_whitespace().any(|name| name == "memory")
+                        && Path::new("/proc/swaps").exists()
+                }
+            },
+        })
+    }
+
     fn parse(mounts: &[u8], memberships: &str) -> Self {
         let mut found: Vec<Hierarchy> = Vec::new();
         for mount in mounts.split(|byte| *byte == b'\n').filter_map(CgroupMount::parse) {

@@ -67,6 +67,14 @@ pub fn is_initial_user_namespace() -> io::Result<bool> {
     Ok(map.split_ascii_whitespace().eq(["0", "0", "4294967295"]))
 }
 
+/// True when the process has no rights over the machine itself: it is an ordinary user's, or root's of a user namespace
+/// alone. Asking for the user id is not enough, as an ordinary user's process becomes root of its own user namespace.
+#[must_use]
+pub fn is_rootless() -> bool {
+    // Without /proc nothing can be said but by the id.
+    !rustix::process::geteuid().is_root() || !is_initial_user_namespace().unwrap_or(true)
+}
+
 /// Moves the process into a user namespace of its own, as its root.
 ///
 /// The process must have one thread.

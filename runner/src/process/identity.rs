@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -43,8 +43,10 @@ pub(super) fn become_user(process: &Process) -> Result<(), StepError> {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     match rustix::thread::set_thread_groups(&groups) {
-        // A user namespace made without newgidmap forbids it, and then the groups are the caller's own.
+        // A user namespace made without newgidmap forbids it, and then the groups are the caller's own. Nothing is lost
+        // where no other group than the primary one is asked for.
         Err(rustix::io::Errno::PERM) if groups.is_empty() => {}
+        Err(rustix::io::Errno::PERM) if groups.iter().all(|group| *group == gid) && may_not_set_groups() => {}
         result => result.doing(|| format!("set supplementary groups {:?}", user.groups))?,
     }
     rustix::thread::set_thread_res_gid(gid, gid, gid).doing(|| format!("become group {}", user.gid))?;
@@ -54,6 +56,15 @@ pub(super) fn become_user(process: &Process) -> Result<(), StepError> {
     forbid_looking()?;
     rustix::process::umask(Mode::from_raw_mode(user.umask.unwrap_or(0o022)));
     enter_working_directory(&process.cwd)
+}
+
+/// True in a user namespace in which nobody may set groups (user_namespaces(7)).
+fn may_not_set_groups() -> bool {
+    let Ok(mut file) = File::open("/proc/self/setgroups") else { return false };
+    // The root is the container's: what an image has there says nothing.
+    let is_proc = rustix::fs::fstatfs(&file).is_ok_and(|stat| stat.f_type == crate::rootfs::PROC_MAGIC);
+    let mut word = String::new();
+    is_proc && file.read_to_string(&mut word).is_ok() && word.trim_end() == "deny"
 }
 
 /// `linux.memoryPolicy`, where there is one.

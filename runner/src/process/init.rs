@@ -119,6 +119,8 @@ fn become_program(
         hierarchies: inheritance.hierarchies,
         shared_cgroups: inheritance.shared_cgroups,
         prepared: inheritance.prepared,
+        has_own_pids: config.namespaces.contains(Namespaces::PID)
+            || config.joined.iter().any(|joined| joined.namespace == Namespaces::PID),
         label: config.mount_label.as_deref(),
     };
     rootfs::mount_all(&root, &config.mounts, &surroundings, &mut place).at(Stage::Mounts)?;

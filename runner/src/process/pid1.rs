@@ -49,6 +49,8 @@ pub(super) fn fork_program(process: &Process) -> Result<(), StepError> {
                     false => Ok(()),
                 });
             rustix::thread::set_name(c"init").ok();
+            // What the runtime was called with, its paths on the machine among it, is nothing for the container to read.
+            sys::process::replace_arguments(b"init").ok();
             // The channel must close when the program runs, and no descriptor of the parent may stay.
             if rights.is_err() || sys::process::close_from_except(3, &[pidfd.as_fd()]).is_err() {
                 sys::process::exit_now(125);

@@ -28,6 +28,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) shared_cgroups: Option<&'a [PathBuf]>,
     /// Sources that were cloned by the parent, by the mount's place in the list.
     pub(crate) prepared: &'a Prepared,
+    /// The container has a pid namespace of its own, made or joined.
+    pub(crate) has_own_pids: bool,
     /// SELinux label of new filesystems.
     pub(crate) label: Option<&'a str>,
 }
@@ -71,6 +73,15 @@ pub(crate) fn mount_all(
                         let read_only = MountAttr { set: attribute::RDONLY, ..MountAttr::default() };
                         mount_setattr(&tree, c"", true, read_only).doing(|| "make /sys read-only".into())?;
                         attach(&tree, &target).doing(|| "attach /sys".into())?;
+                    }
+                    // As with sysfs: who shares a pid namespace need not own it. In a new one the machine's would show others.
+                    Err(error)
+                        if fstype == "proc"
+                            && !surroundings.has_own_pids
+                            && error.errno() == Some(libc::EPERM) =>
+                    {
+                        let tree = clone_tree(Path::new("/proc"), true).doing(|| "bind /proc".into())?;
+                        finish(&tree, &target, mount, false)?;
                     }
                     Err(error) => return Err(error),
                 }

@@ -9,6 +9,34 @@ use rustix::process::Pid;
 
 use crate::config::{MemoryPolicy, Scheduler};
 
+/// Has `/proc/PID/cmdline` of this process say `name`, and `environ` nothing. For a process with one thread that does not
+/// look at its arguments and its environment any more.
+pub(crate) fn replace_arguments(name: &[u8]) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // Behind the name, which may have spaces in it, is field 3 of proc(5).
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let mut places =
+        fields.split_ascii_whitespace().skip(48 - 3).map(|field| field.parse::<usize>().unwrap_or(0));
+    for (is_arguments, (start, end)) in
+        [true, false].into_iter().map_while(|kind| Some((kind, (places.next()?, places.next()?))))
+    {
+        let Some(length) = end.checked_sub(start).filter(|_| start != 0) else { continue };
+        let mut text = vec![0_u8; length];
+        if let (true, [begin @ .., last]) = (is_arguments, &mut text[..]) {
+            let name = name.get(..begin.len()).unwrap_or(name);
+            begin.get_mut(..name.len()).unwrap_or_default().copy_from_slice(name);
+            // Where the end is not zero, the kernel takes what is before the first zero for all (setproctitle(3)).
+            *last = 1;
+        }
+        // SAFETY: the kernel put the strings of the arguments, or of the environment, into these bytes of the stack,
+        // writable, when the program was executed. Nobody else writes to them, there being one thread, and nobody has a
+        // reference to them that is used later, which the caller promises; the libraries' pointers to them find strings
+        // that end, as the last byte is followed by another string or by the zeros at the end of the stack.
+        unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), start as *mut u8, length) };
+    }
+    Ok(())
+}
+
 /// What [`fork_into`] returns, on either side.
 #[derive(Debug)]
 pub(crate) enum Forked {

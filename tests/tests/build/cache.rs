@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::world::World;
 
-fn cached(stderr: &str) -> usize {
+pub(crate) fn cached(stderr: &str) -> usize {
     stderr.matches("CACHED").count()
 }
 
@@ -78,22 +78,6 @@ fn the_build_cache_is_part_of_the_system() {
     assert!(row().starts_with("2 0 "), "what the image box has, and the directory: {}", row());
     world.ok(&["system", "prune", "-af"]);
     assert_eq!(row(), "0 0 0B");
-}
-
-#[test]
-fn caches_of_other_machines() {
-    let Some(world) = World::new() else { return };
-    let context = world.context("far", &[("Dockerfile", "FROM scratch\nCOPY a /a\nCOPY a /b\n"), ("a", "1")]);
-    let context = context.to_str().unwrap();
-    let place = world.path().join("far-cache");
-    let to = format!("type=local,dest={}", place.display());
-    let from = format!("type=local,src={}", place.display());
-    world.ok(&["build", "--cache-to", &to, context]);
-    world.ok(&["builder", "prune", "-af"]);
-    let output = world.run(&["build", "--progress", "plain", "--cache-from", &from, context]);
-    assert_eq!((output.code, cached(&output.stderr)), (0, 2), "{}", output.stderr);
-    let refused = world.run(&["build", "--cache-to", "type=registry,ref=x", context]);
-    assert!(refused.code == 1 && refused.stderr.contains("not supported"), "{refused:?}");
 }
 
 #[test]

@@ -50,6 +50,73 @@ fn contexts_and_dockerfiles_from_everywhere() {
 }
 
 #[test]
+fn several_outputs_are_made_of_one_build() {
+    let Some(world) = World::new() else { return };
+    let context = world.context("many", &[("Dockerfile", "FROM scratch\nCOPY a /d/a\n"), ("a", "1")]);
+    let (directory, archive) = (world.path().join("dir"), world.path().join("a.tar"));
+    let outputs =
+        [format!("type=local,dest={}", directory.display()), format!("type=oci,dest={}", archive.display())];
+    let path = context.to_str().unwrap();
+    world.ok(&["build", "-t", "many", "-o", &outputs[0], "-o", &outputs[1], path]);
+    assert_eq!(fs::read(directory.join("d/a")).unwrap(), b"1");
+    assert!(fs::metadata(&archive).unwrap().len() > 1000);
+    assert_eq!(world.run(&["image", "exists", "many"]).code, 1, "an archive alone leaves no image");
+    world.ok(&["build", "-t", "many", "-o", &outputs[1], "-o", "type=docker", path]);
+    world.inspect("many");
+    let output = world.run(&["build", "-o", "-", "-o", "type=oci", path]);
+    assert!(output.code == 1 && output.stderr.contains("standard output"), "{output:?}");
+}
+
+#[test]
+fn a_check_builds_nothing_and_scripts_of_docker_are_understood() {
+    let Some(world) = World::new() else { return };
+    let context = world.context(
+        "check",
+        &[
+            ("Dockerfile", "FROM scratch AS x\nCOPY none /\n"),
+            ("unwise", "FROM scratch\nENV key value\nCMD a b\n"),
+        ],
+    );
+    let path = context.to_str().unwrap();
+    // Nothing is built: what is missing is not met.
+    let output = world.run(&["build", "--check", path]);
+    assert!(output.code == 0 && output.stderr.contains("no warnings found"), "{output:?}");
+    let unwise = format!("{path}/unwise");
+    for arguments in [["--check", "-f", &unwise, path], ["--call=check", "-f", &unwise, path]] {
+        let output = world.run(&[&["build"][..], &arguments].concat());
+        assert!(output.code == 1 && output.stderr.contains("LegacyKeyValueFormat"), "{output:?}");
+        assert!(output.stderr.contains("JSONArgsRecommended"), "{output:?}");
+    }
+    let output = world.run(&["build", "--call=outline", path]);
+    assert!(output.code == 1 && output.stderr.contains("there are build and check"), "{output:?}");
+    world.ok(&[
+        "build",
+        "--provenance=false",
+        "--sbom=false",
+        "--force-rm",
+        "--rm=true",
+        "--builder",
+        "default",
+        "--load",
+        "--pull=false",
+        "--no-cache=true",
+        "-q",
+        "-t",
+        "x",
+        "-t",
+        "y",
+        "--target",
+        "none",
+        "--target",
+        "",
+        "-f",
+        &unwise,
+        path,
+    ]);
+    world.inspect("y");
+}
+
+#[test]
 fn results_go_where_they_are_wanted() {
     let Some(world) = World::new() else { return };
     let context = world.context("out", &[("Dockerfile", "FROM scratch\nCOPY a /d/a\n"), ("a", "1")]);
@@ -120,6 +187,35 @@ fn serve(body: Vec<u8>, requests: usize) -> (String, std::thread::JoinHandle<()>
 }
 
 #[test]
+fn contexts_come_from_urls() {
+    let Some(world) = World::new() else { return };
+    let context = world.context("url", &[("Dockerfile", "FROM scratch\nCOPY d/a /a\n"), ("d/a", "1")]);
+    let tar = |flags: &str| {
+        let output = Command::new("tar").arg("-C").arg(&context).args([flags, "-", "."]).output().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    };
+    for (content, name) in [(tar("-cf"), "x.tar"), (tar("-czf"), "x.tar.gz"), (tar("-cJf"), "archive")] {
+        let (address, server) = serve(content, 1);
+        let output = world.run(&["build", "-o", "-", &format!("{address}/{name}")]);
+        assert_eq!(output.code, 0, "{name}: {}", output.stderr);
+        server.join().unwrap();
+        assert_eq!(world.tree(&output.stdout)["a"], "f 644 0:0 a 1", "{name}");
+    }
+    // The Dockerfile alone has no context.
+    let (address, server) = serve(b"FROM scratch\nLABEL from=url\n".to_vec(), 1);
+    world.ok(&["build", "-t", "x", &format!("{address}/Dockerfile")]);
+    server.join().unwrap();
+    assert_eq!(world.inspect("x")["Config"]["Labels"]["from"], "url");
+    let (address, server) = serve(b"FROM scratch\nCOPY a /\n".to_vec(), 1);
+    let output = world.run(&["build", &format!("{address}/Dockerfile")]);
+    server.join().unwrap();
+    assert!(output.code == 1 && output.stderr.contains("there is no build context"), "{output:?}");
+    let output = world.run(&["build", &address]);
+    assert!(output.code == 1 && output.stderr.contains(&address), "{output:?}");
+}
+
+#[test]
 fn add_unpacks_archives_and_downloads() {
     let Some(world) = World::new() else { return };
     let inner = world.context("inner", &[("lib/x", "1"), ("b", "2")]);
@@ -166,6 +262,58 @@ fn add_unpacks_archives_and_downloads() {
     let output = world.run(&["build", path]);
     assert!(output.code == 1 && output.stderr.contains(digest), "{output:?}");
     server.join().unwrap();
+}
+
+#[test]
+fn squashed_images_show_the_same_on_the_same_base() {
+    let Some(world) = World::new() else { return };
+    let base = "FROM box\nRUN mkdir -p /d/sub /gone/x /moved/in /file2dir_ && echo 1 > /d/a && echo 1 > /d/b && echo 1 > /d/sub/c \
+                && echo 1 > /gone/x/y && echo m > /moved/in/m && echo 1 > /turns && mkdir /dir && touch /dir/x && echo h > /h\n";
+    let base = world.context("base", &[("Dockerfile", base)]);
+    world.ok(&["build", "-t", "base", base.to_str().unwrap()]);
+    let text = "FROM base\nRUN echo 2 > /d/a && rm /d/b && busybox chmod 600 /d/sub/c && echo new > /made\n\
+                RUN rm /made && rm -r /gone && mkdir /gone && echo 2 > /gone/z && busybox mv /moved /elsewhere\n\
+                RUN rm /turns && mkdir /turns && touch /turns/t && rm -r /dir && echo f > /dir && ln /h /h2 && ln -s h /l\n\
+                RUN rm -r /gone && mkdir /moved && echo n > /moved/n && echo over > /elsewhere/in/o && busybox chown 5:6 /d\n\
+                USER me\nRUN true\n";
+    let context = world.context("squash", &[("Dockerfile", text)]);
+    let context = context.to_str().unwrap();
+    let tree = |options: &[&str]| {
+        let output = world.run(&[&["build", "-o", "type=tar"], options, &[context]].concat());
+        assert_eq!(output.code, 0, "{}", output.stderr);
+        world.tree(&output.stdout)
+    };
+    assert_eq!(tree(&["--squash"]), tree(&[]));
+    world.ok(&["build", "-t", "x", "--squash", context]);
+    let (squashed, base) = (world.inspect("x"), world.inspect("base"));
+    let layers = |image: &serde_json::Value| image["RootFS"]["Layers"].as_array().unwrap().clone();
+    let (own, below) = (layers(&squashed), layers(&base));
+    assert_eq!((&own[..below.len()], own.len()), (&below[..], below.len() + 1));
+    let config = world.config(squashed["Id"].as_str().unwrap());
+    let history = config["history"].as_array().unwrap();
+    let with_layers = history.iter().filter(|entry| entry["empty_layer"] != true).count();
+    assert_eq!(with_layers, own.len(), "{history:?}");
+    // What one step made and another removed is not in it.
+    let archive = world.path().join("squashed.tar");
+    world.ok(&["save", "-o", archive.to_str().unwrap(), "x"]);
+    let mut names = Command::new("tar");
+    let layer = own.last().unwrap().as_str().unwrap().replace(':', "/");
+    names.arg("-xOf").arg(&archive).arg(format!("blobs/{layer}"));
+    let names = names.output().unwrap().stdout;
+    let mut list = Command::new("tar")
+        .arg("-tf")
+        .arg("-")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    list.stdin.take().unwrap().write_all(&names).unwrap();
+    let names = String::from_utf8(list.wait_with_output().unwrap().stdout).unwrap();
+    assert!(names.lines().any(|name| name == ".wh.gone") && !names.contains("made"), "{names}");
+    let seen =
+        world.ok(&["run", "--rm", "--network", "none", "x", "ls", "/elsewhere/in", "/moved", "/turns"]);
+    assert_eq!(seen, "/elsewhere/in:\nm\no\n\n/moved:\nn\n\n/turns:\nt");
+    world.ok(&["store", "check"]);
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn processes(world: &World) -> Vec<u32> {
 }
 
 /// Waits until what a killed build had started has ended: the kernel tells it to, and it needs a moment.
-fn wait_for_the_end(world: &World) {
+pub(crate) fn wait_for_the_end(world: &World) {
     let end = Instant::now() + PATIENCE;
     loop {
         let left = processes(world);

@@ -12,4 +12,9 @@ mod cache;
 mod cases;
 mod inputs;
 mod killed;
+#[path = "../../../image/tests/support/registry.rs"]
+#[allow(dead_code, reason = "made for other suites too")]
+mod registry;
+mod remote;
+mod ssh;
 mod world;

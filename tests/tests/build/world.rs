@@ -93,6 +93,10 @@ impl World {
             .args(network)
             .args(rest)
             .env("LAYERFS_ROOT", self.store())
+            // Credentials are looked for there.
+            .env("HOME", self.path())
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("SSH_AUTH_SOCK")
             .env_remove("SOURCE_DATE_EPOCH")
             .stdin(Stdio::null());
         command
@@ -102,21 +106,15 @@ impl World {
         self.with_input(arguments, b"")
     }
 
-    pub(crate) fn with_input(&self, arguments: &[&str], input: &[u8]) -> Output {
+    /// With another store: as on another machine.
+    pub(crate) fn run_in(&self, store: &str, arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        std::thread::scope(|scope| {
-            // The command may end without reading it.
-            scope.spawn(move || stdin.write_all(input).ok());
-            let output = child.wait_with_output().unwrap();
-            Output {
-                code: output.status.code().unwrap_or(-1),
-                stdout: output.stdout,
-                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            }
-        })
+        command.env("LAYERFS_ROOT", self.path().join(store));
+        finish(&mut command, b"")
+    }
+
+    pub(crate) fn with_input(&self, arguments: &[&str], input: &[u8]) -> Output {
+        finish(&mut self.command(arguments), input)
     }
 
     /// What a command that succeeds prints, without the last end of line.
@@ -162,6 +160,23 @@ impl World {
     }
 }
 
+/// Runs it to its end.
+pub(crate) fn finish(command: &mut Command, input: &[u8]) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        // The command may end without reading it.
+        scope.spawn(move || stdin.write_all(input).ok());
+        let output = child.wait_with_output().unwrap();
+        Output {
+            code: output.status.code().unwrap_or(-1),
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    })
+}
+
 fn walk(root: &Path, path: &str, found: &mut BTreeMap<String, String>) {
     use std::os::unix::fs::MetadataExt;
     for entry in fs::read_dir(root.join(path)).unwrap() {
@@ -193,8 +208,10 @@ impl Drop for World {
         if std::thread::panicking() {
             return;
         }
-        let steps = self.store().join("build/steps");
-        assert!(!steps.exists() || fs::read_dir(steps).unwrap().next().is_none(), "a step is left");
+        for store in ["store", "second"] {
+            let steps = self.path().join(store).join("build/steps");
+            assert!(!steps.exists() || fs::read_dir(steps).unwrap().next().is_none(), "a step is left");
+        }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         assert!(!mounts.contains(self.path().to_str().unwrap()), "a mount is left");
     }

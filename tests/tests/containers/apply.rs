@@ -284,3 +284,21 @@ fn a_killed_apply_can_be_run_again() {
         world.ok(&["rm", "c"]);
     }
 }
+
+#[test]
+fn regression_a_new_link_is_applied_without_the_rest() {
+    let Some(world) = World::new() else { return };
+    let root = rootfs(&world);
+    let script = "ln /data/changed /data/h; echo x > /n";
+    world.ok(&["run", "--rootfs", root.to_str().unwrap(), "--name", "q", "--", "sh", "-c", script]);
+    let shown = world.ok(&["apply", "--dry-run", "q", "/data"]);
+    assert!(shown.contains("/data/h"), "{shown}");
+    world.ok(&["apply", "--yes", "q", "/data"]);
+    assert_eq!(fs::read_to_string(root.join("data/h")).unwrap(), "before\n");
+    assert!(!root.join("n").exists());
+    // What is refused is said before it is tried.
+    let script = "mv /old /elsewhere; echo x > /data/y";
+    world.ok(&["run", "--rootfs", root.to_str().unwrap(), "--name", "r", "--", "sh", "-c", script]);
+    let output = world.layerfs(&["apply", "--dry-run", "r", "/elsewhere"]);
+    assert!(output.code != 0 && output.stderr.contains("together with all other changes"), "{output:?}");
+}

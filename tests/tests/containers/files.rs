@@ -159,3 +159,24 @@ fn files_are_copied_both_ways() {
     assert_eq!(all.lines().collect::<Vec<_>>(), ["created", "dir", "file", "owned", "running", "tar"]);
     world.ok(&["rm", "-f", "c"]);
 }
+
+/// Both ends are one mount then, and its lock was waited for twice.
+#[test]
+fn regression_files_are_copied_within_a_container_and_between_two() {
+    let Some(world) = World::new() else { return };
+    for name in ["one", "two"] {
+        world.ok(&["create", "--name", name, "box", "sleep", "1000"]);
+    }
+    world.ok(&["cp", "one:/srv/plain", "one:/data/copied"]);
+    world.ok(&["cp", "one:/data/copied", "two:/data"]);
+    world.ok(&["cp", "two:/data/copied", "one:/data/back"]);
+    for name in ["one", "two"] {
+        world.ok(&["start", name]);
+        world.ok(&["cp", &format!("{name}:/srv/d"), &format!("{name}:/data")]);
+    }
+    assert_eq!(
+        world.ok(&["exec", "one", "cat", "/data/copied", "/data/back", "/data/d/e/f"]),
+        "plain\nplain\nin a directory"
+    );
+    assert_eq!(world.ok(&["exec", "two", "cat", "/data/copied", "/data/d/e/f"]), "plain\nin a directory");
+}

@@ -50,3 +50,21 @@ fn a_kept_run_with_the_state_of_a_run_is_read() {
     assert_eq!(world.layerfs(&["start", "-a", &name]).code, 0);
     world.ok(&["rm", &name]);
 }
+
+/// Neither its own command nor a monitor is there to tell of its end.
+#[test]
+fn regression_a_killed_foreground_run_is_at_its_end() {
+    let Some(world) = World::new() else { return };
+    let rootfs = world.path().join("rootfs");
+    let script = "echo new > /data/new; echo written; sleep 1000";
+    let mut run = world.running(&["run", "--rootfs", rootfs.to_str().unwrap(), "sh", "-c", script]);
+    run.wait_for("written");
+    let id = world.ok(&["ps", "-q"]);
+    run.kill();
+    let output = world.layerfs(&["system", "check", "--quick"]);
+    assert!(output.code == 1 && output.stdout.contains("its run was killed"), "{output:?}");
+    assert_eq!(world.ok(&["ps", "-q"]), "");
+    assert_eq!(world.inspect(&id, "{{.State.ExitCode}} {{.State.Status}}"), "137 exited");
+    assert_eq!(world.layerfs(&["system", "check", "--quick"]).code, 0);
+    assert_eq!(world.ok(&["diff", &id]), "C /data\nA /data/new");
+}

@@ -169,3 +169,16 @@ fn restart_policies_hold() {
     let output = world.layerfs(&["run", "--rm", "--restart", "always", "box"]);
     assert_eq!(output.code, 125, "{output:?}");
 }
+
+/// There is no process to be sent anything; that none comes again is what is wanted.
+#[test]
+fn regression_a_container_that_is_being_restarted_can_be_killed() {
+    let Some(world) = World::new() else { return };
+    world.ok(&["run", "-d", "--restart", "always", "--name", "c", "box", "false"]);
+    // Each restart is awaited twice as long as the one before.
+    world.wait_until("c", "{{gt .RestartCount 2}} {{.State.Restarting}}", "true true");
+    let output = world.layerfs(&["exec", "c", "true"]);
+    assert!(output.code == 1 && output.stderr.contains("is restarting, wait until"), "{output:?}");
+    world.ok(&["kill", "c"]);
+    world.wait_until("c", "{{.State.Status}} {{.State.Running}}", "exited false");
+}

@@ -18,6 +18,7 @@ mod health;
 mod kept;
 mod lifecycle;
 mod options;
+mod ordinary_user;
 mod sharing;
 mod snapshots;
 mod streams;

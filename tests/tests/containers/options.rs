@@ -45,10 +45,18 @@ fn mounts_limits_and_rights_are_as_asked() {
         "NoNewPrivs:\t1\n"
     );
     assert_eq!(run(&["--init"], "cat /proc/1/comm").stdout, "init\n");
+    assert_eq!(run(&["--init"], "cat /proc/1/cmdline /proc/1/environ").stdout.trim_end_matches('\0'), "init");
     assert!(!run(&["--network", "host"], "ls /sys/class/net").stdout.is_empty());
     assert_eq!(run(&[], "ls /sys/class/net").stdout, "lo\n");
     assert_eq!(run(&["--pid", "host"], "test $$ != 1 && echo shared").stdout, "shared\n");
     assert_eq!(run(&["--group-add", "audio", "--group-add", "77"], "id -G").stdout, "0 29 77\n");
+    assert_eq!(run(&["-u", ":100"], "id -u; id -g").stdout, "0\n100\n");
+    assert_eq!(run(&["-u", "me:", "--group-add", "audio"], "id -G").stdout, "100 29\n");
+    let output = run(&["--dns", "bogus"], "true");
+    assert!(output.code == 125 && output.stderr.contains("bogus is not an ip address"), "{output:?}");
+    assert!(run(&["--add-host", "b=[::2]"], "cat /etc/hosts").stdout.contains("::2\tb\n"));
+    // Also where the machine has no filesystem for message queues.
+    assert_eq!(run(&["--ipc", "host"], "echo fine").stdout, "fine\n");
     let text = run(
         &["--add-host", "db:10.0.0.9", "--dns", "9.9.9.9", "-h", "me"],
         "cat /etc/hosts /etc/resolv.conf /etc/hostname",

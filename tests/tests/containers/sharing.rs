@@ -100,3 +100,27 @@ fn namespaces_of_another_container_are_joined() {
     assert!(refused.code != 0 && refused.stderr.contains("non running container"), "{refused:?}");
     world.ok(&["rm", "one", "two"]);
 }
+
+#[test]
+fn regression_names_in_networks_follow_the_container() {
+    let Some(world) = World::with_networks() else { return };
+    world.ok(&["network", "create", "n1"]);
+    let sleeps = |name: &str, network: &str| {
+        world.ok(&["run", "-d", "--name", name, "--network", network, "box", "sleep", "1000"]);
+    };
+    let asks = |from: &str, name: &str| world.layerfs(&["exec", from, "busybox", "nslookup", name]);
+    sleeps("web", "n1");
+    sleeps("asks", "n1");
+    let address = world.inspect("web", "{{.NetworkSettings.Networks.n1.IPAddress}}");
+    // Another name, while it runs: the old one may be another's.
+    world.ok(&["rename", "web", "old"]);
+    let found = asks("asks", "old");
+    assert!(found.stdout.contains(&address), "{found:?}");
+    let found = asks("asks", "web");
+    assert!(!found.stdout.contains(&address), "{found:?}");
+    // The default network has no names; one that it is put into has.
+    sleeps("plain", "bridge");
+    world.ok(&["network", "connect", "n1", "plain"]);
+    let found = asks("plain", "old");
+    assert!(found.stdout.contains(&address), "{found:?}");
+}

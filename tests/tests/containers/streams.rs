@@ -162,3 +162,38 @@ fn streams_that_are_passed_on_are_the_programs_own() {
     world.ok(&["rm", "-f", "c"]);
     assert_eq!(run(&["-t", "box"], "").code, 125);
 }
+
+/// As a command that SIGPIPE ends; what it was with goes on.
+#[test]
+fn regression_who_is_not_read_any_more_leaves() {
+    let Some(world) = World::new() else { return };
+    let script = "while echo again; do sleep 0.01; done";
+    let mut run = world.running(&["run", "--name", "c", "box", "sh", "-c", script]);
+    run.wait_for("again");
+    run.close();
+    assert_eq!(run.code(), 141);
+    assert_eq!(world.inspect("c", "{{.State.Running}}"), "true");
+    for arguments in [&["exec", "c", "sh", "-c", script][..], &["attach", "c"]] {
+        let mut command = world.running(arguments);
+        command.wait_for("again");
+        command.close();
+        assert_eq!(command.code(), 141, "{arguments:?}");
+    }
+    let mut stats = world.running(&["stats", "--format", "{{.Name}}"]);
+    stats.wait_for("c\n");
+    stats.close();
+    assert_eq!(stats.code(), 0);
+    world.ok(&["kill", "c"]);
+}
+
+/// The end of the input of whom it was made for is the program's.
+#[test]
+fn regression_what_was_created_interactive_has_its_input_once() {
+    let Some(world) = World::new() else { return };
+    world.ok(&["create", "-i", "--name", "c", "box", "cat"]);
+    assert_eq!(world.inspect("c", "{{.Config.StdinOnce}} {{.Config.AttachStdin}}"), "true true");
+    let output = world.with_input(&["start", "-ai", "c"], "once");
+    assert_eq!((output.code, output.stdout.as_str()), (0, "once"));
+    let output = world.with_input(&["start", "-ai", "c"], "again");
+    assert_eq!((output.code, output.stdout.as_str()), (0, "again"));
+}

@@ -103,6 +103,9 @@ fn containers_start_with_the_machine() {
     assert_eq!(world.ok(&["ps", "-q"]), "");
     assert_eq!(world.ok(&["system", "start"]), "always\nunless");
     assert_eq!(world.ok(&["system", "start"]), "");
+    // Its monitor may not be gone when `stop` is.
+    world.ok(&["stop", "always"]);
+    assert_eq!(world.ok(&["system", "start"]), "always");
     // The machine goes down while they run.
     world.ok(&["system", "stop"]);
     for name in ["always", "unless", "stopped", "never"] {
@@ -117,4 +120,61 @@ fn containers_start_with_the_machine() {
     assert_eq!(world.ok(&["system", "start"]), "always\nunless");
     assert_eq!(world.inspect("never", "{{.State.ExitCode}}"), "255");
     assert!(world.ok(&["system", "unit"]).contains("system start"));
+}
+
+#[test]
+fn regression_inspect_finds_networks_and_volumes_and_templates_have_dockers_fields() {
+    let Some(world) = World::with_networks() else { return };
+    world.ok(&["network", "create", "n1"]);
+    world.ok(&["volume", "create", "v1"]);
+    assert_eq!(world.inspect("n1", "{{.Driver}}"), "bridge");
+    assert_eq!(world.inspect("v1", "{{.Name}}"), "v1");
+    assert_eq!(world.ok(&["inspect", "--type", "volume", "-f", "{{.Driver}}", "v1"]), "local");
+    assert_eq!(world.layerfs(&["inspect", "--type", "container", "v1"]).code, 1);
+    world.ok(&["create", "--name", "c", "-l", "role=db", "-v", "/srv:/mnt", "box", "true"]);
+    assert_eq!(
+        world.inspect("c", "{{range .Mounts}}{{if eq .Type \"bind\"}}<{{.Name}}>{{end}}{{end}}"),
+        "<>"
+    );
+    assert_eq!(world.ok(&["ps", "-a", "--format", "{{.Names}} {{.Label \"role\"}}"]), "c db");
+    let missing = world.layerfs(&["inspect", "-f", "{{.State.Health.Status}}", "c"]);
+    assert!(missing.code == 1 && missing.stderr.contains("map has no entry"), "{missing:?}");
+    let sizes = world.ok(&["inspect", "-s", "-f", "{{.SizeRw}} {{.SizeRootFs}}", "c"]);
+    let (own, all) = sizes.split_once(' ').unwrap();
+    assert!(all.parse::<u64>().unwrap() > own.parse::<u64>().unwrap() + 100_000, "{sizes}");
+    world.ok(&[
+        "events",
+        "--since",
+        "1h",
+        "--until",
+        "0s",
+        "--filter",
+        "container=c",
+        "--format",
+        "{{.Status}} {{.ID}} {{.Time}}",
+    ]);
+    let events = world.ok(&[
+        "events",
+        "--since",
+        "1.5h",
+        "--until",
+        "0s",
+        "--filter",
+        "event=create",
+        "--format",
+        "{{.Status}} {{.Type}}",
+    ]);
+    assert!(events.contains("create container"), "{events}");
+    world.ok(&["volume", "rm", "v1"]);
+    world.ok(&["rm", "c"]);
+    world.ok(&["network", "rm", "n1"]);
+}
+
+#[test]
+fn regression_a_container_goes_from_a_full_disk() {
+    let Some(world) = World::on_small_disk(24 << 20) else { return };
+    let script = "busybox dd if=/dev/zero of=/big bs=1M count=100 2>/dev/null";
+    let output = world.layerfs(&["run", "--rm", "box", "sh", "-c", script]);
+    assert_eq!(output.code, 1, "{output:?}");
+    assert_eq!(world.ok(&["ps", "-aq"]), "");
 }

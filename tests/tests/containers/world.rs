@@ -22,7 +22,12 @@ pub(crate) struct World {
     scratch: Scratch,
     store: PathBuf,
     host: Option<Host>,
+    /// Who runs the commands, if not root.
+    user: Option<u32>,
 }
+
+/// Nobody of this id is in a file or a group of the machine.
+const ORDINARY_USER: u32 = 54321;
 
 /// How a command ended.
 #[derive(Debug)]
@@ -47,7 +52,10 @@ impl World {
     /// As [`new`](Self::new), with a network of the machine's own kind: a namespace in which commands run, and where
     /// `bridge` is the default network.
     pub(crate) fn with_networks() -> Option<Self> {
-        let mut world = Self::new()?;
+        Self::new()?.in_namespace()
+    }
+
+    fn in_namespace(mut self) -> Option<Self> {
         let child = Command::new("unshare")
             .args(["--net", "sh", "-c", "ip link set lo up; echo ready; read x"])
             .stdin(Stdio::piped())
@@ -61,12 +69,45 @@ impl World {
             skip("no network namespace can be made here");
             return None;
         }
-        world.host = Some(host);
-        Some(world)
+        self.host = Some(host);
+        Some(self)
+    }
+
+    /// As [`new`](Self::new), of a user without rights and without subordinate ids.
+    pub(crate) fn of_ordinary_user() -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        use std::os::unix::process::CommandExt;
+        if !require_root() || !require_fuse() {
+            return None;
+        }
+        if fs::metadata("/dev/fuse").is_ok_and(|device| device.mode() & 0o006 != 0o006) {
+            skip("/dev/fuse is not open to ordinary users");
+            return None;
+        }
+        let mut probe = Command::new(layerfs_binary().unwrap());
+        if let Err(error) = probe.arg("version").stdout(Stdio::null()).uid(ORDINARY_USER).status() {
+            skip(&format!("an ordinary user cannot execute the layerfs binary: {error}"));
+            return None;
+        }
+        let mut probe = Command::new("unshare");
+        if !probe.args(["--user", "true"]).uid(ORDINARY_USER).status().is_ok_and(|status| status.success()) {
+            skip("an ordinary user can make no user namespace here");
+            return None;
+        }
+        Self::make(Some(ORDINARY_USER), None)
+    }
+
+    /// As [`with_networks`](Self::with_networks), with a store on a filesystem in memory of so many bytes.
+    pub(crate) fn on_small_disk(bytes: u32) -> Option<Self> {
+        Self::make(None, Some(bytes))?.in_namespace()
     }
 
     /// `None` where the machine does not allow it, which has been said.
     pub(crate) fn new() -> Option<Self> {
+        Self::make(None, None)
+    }
+
+    fn make(user: Option<u32>, disk: Option<u32>) -> Option<Self> {
         if !require_root() || !require_fuse() {
             return None;
         }
@@ -99,7 +140,15 @@ impl World {
         fs::write(rootfs.join("srv/plain"), "plain\n").unwrap();
         fs::create_dir_all(rootfs.join("srv/d/e")).unwrap();
         fs::write(rootfs.join("srv/d/e/f"), "in a directory\n").unwrap();
-        let world = Self { store: scratch.path().join("store"), scratch, host: None };
+        let world = Self { store: scratch.dir("store"), scratch, host: None, user };
+        if let Some(bytes) = disk {
+            let size = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("disk", &world.store, "tmpfs", flags, Some(size.as_c_str())).unwrap();
+        }
+        if user.is_some() {
+            std::os::unix::fs::chown(&world.store, user, user).unwrap();
+        }
         let archive = world.scratch.path().join("rootfs.tar");
         let status =
             Command::new("tar").arg("-C").arg(&rootfs).arg("-cf").arg(&archive).arg(".").status().unwrap();
@@ -143,6 +192,10 @@ impl World {
                 command
             }
         };
+        if let Some(user) = self.user {
+            use std::os::unix::process::CommandExt;
+            command.uid(user).gid(user);
+        }
         command
             .args(arguments)
             .env("LAYERFS_ROOT", &self.store)
@@ -212,13 +265,13 @@ impl World {
         let mut command = self.command(arguments);
         let slave = || Stdio::from(terminal.slave.try_clone().unwrap());
         let child = command.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
-        Running { child, output: terminal.master.try_clone().unwrap(), seen: Vec::new() }
+        Running { child, output: Some(terminal.master.try_clone().unwrap()), seen: Vec::new() }
     }
 
     /// Starts a command whose output is read as it comes.
     pub(crate) fn running(&self, arguments: &[&str]) -> Running {
         let mut child = self.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
-        let output = child.stdout.take().unwrap().into();
+        let output = child.stdout.take().map(OwnedFd::from);
         Running { child, output, seen: Vec::new() }
     }
 
@@ -247,8 +300,18 @@ impl World {
     }
 }
 
+/// What is mounted on a store goes with this, if anything is; its directory is removed after that.
+struct Disk<'a>(&'a Path);
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
 impl Drop for World {
     fn drop(&mut self) {
+        let _disk = Disk(&self.store);
         let ids = self.layerfs(&["ps", "-aq", "--no-trunc"]).stdout;
         let mut arguments = vec!["rm", "-f"];
         arguments.extend(ids.lines());
@@ -272,7 +335,8 @@ impl Drop for World {
 /// A command that has not ended.
 pub(crate) struct Running {
     child: Child,
-    output: OwnedFd,
+    /// None when it is not read any more.
+    output: Option<OwnedFd>,
     seen: Vec<u8>,
 }
 
@@ -288,7 +352,7 @@ impl Running {
     }
 
     pub(crate) fn type_in(&mut self, keys: &[u8]) {
-        fs::File::from(self.output.try_clone().unwrap()).write_all(keys).unwrap();
+        fs::File::from(self.output().try_clone().unwrap()).write_all(keys).unwrap();
     }
 
     /// Reads until `text` has come; what is before it is passed over.
@@ -302,12 +366,12 @@ impl Running {
             // What cannot be part of it any more is not looked at again.
             self.seen.drain(..self.seen.len().saturating_sub(text.len()));
             assert!(
-                readable(&self.output, end),
+                readable(self.output(), end),
                 "waiting for {text:?}, got {:?}",
                 String::from_utf8_lossy(&self.seen)
             );
             let mut buffer = [0_u8; 4096];
-            let length = fs::File::from(self.output.try_clone().unwrap()).read(&mut buffer).unwrap_or(0);
+            let length = fs::File::from(self.output().try_clone().unwrap()).read(&mut buffer).unwrap_or(0);
             assert!(
                 length > 0,
                 "waiting for {text:?}, the end came after {:?}",
@@ -315,6 +379,15 @@ impl Running {
             );
             self.seen.extend_from_slice(&buffer[..length]);
         }
+    }
+
+    fn output(&self) -> &OwnedFd {
+        self.output.as_ref().expect("its output was closed")
+    }
+
+    /// Reads its output no more.
+    pub(crate) fn close(&mut self) {
+        self.output = None;
     }
 
     /// Waits for the end.

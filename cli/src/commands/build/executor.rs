@@ -3,7 +3,7 @@
 //! Layers that are made stay in the session's directory until they are published: together, with one sync, at the end, after
 //! a failure, or when a step took long. Records for the cache are written after that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -27,6 +27,7 @@ use rustix::process::{Pid, Signal};
 use super::input::Input;
 use super::options::{ContextSource, Request};
 use super::progress::{End, Progress};
+use super::ssh::Agents;
 use super::{at_step, copy, explained, remote, run};
 use crate::commands::container::config::ContainerConfig;
 use crate::commands::container::step::StepOptions;
@@ -62,6 +63,8 @@ pub(super) struct Built {
     pub(super) inherited: usize,
     /// Entries of the history that were there before.
     pub(super) inherited_history: usize,
+    /// All steps of the build, once it is done.
+    pub(super) steps: Vec<StepRecord>,
 }
 
 impl Built {
@@ -101,6 +104,7 @@ pub(super) struct Executor<'a> {
     pub(super) session: &'a Session,
     pub(super) progress: &'a Progress,
     pub(super) root: &'a Path,
+    pub(super) agents: &'a Agents,
     pub(super) hashes: HashCache,
     base_config: OnceLock<ContainerConfig>,
     pending: Mutex<Pending>,
@@ -112,6 +116,7 @@ pub(super) struct Executor<'a> {
     children: Mutex<Vec<Pid>>,
     images: Mutex<HashMap<String, Arc<Built>>>,
     used: Mutex<Vec<StepRecord>>,
+    elsewhere: remote::Sources<'a>,
     numbers: Mutex<u64>,
 }
 
@@ -119,18 +124,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Carries the plan out. What was done until a failure is kept.
-pub(super) fn execute(
-    request: &Request,
-    input: &Input,
-    store: &Store,
-    session: &Session,
-    progress: &Progress,
-    signals: &Signals,
-    root: &Path,
-) -> anyhow::Result<Built> {
-    remote::check(&request.cache_from)?;
-    remote::check(&request.cache_to)?;
+/// The plan, and what it was made for. What is unwise in it has been told.
+fn planned(request: &Request, input: &Input, progress: &Progress) -> anyhow::Result<(Plan, Wanted)> {
     let wanted = Wanted {
         target: request.target.clone(),
         arguments: request.arguments.clone(),
@@ -141,6 +136,28 @@ pub(super) fn execute(
     for warning in &plan.warnings {
         progress.warn(format_args!("{}:{}: {warning}", input.file, warning.line));
     }
+    Ok((plan, wanted))
+}
+
+/// Tells what is unwise, and builds nothing. False when there is something.
+pub(super) fn check(request: &Request, input: &Input, progress: &Progress) -> anyhow::Result<bool> {
+    let (plan, _) = planned(request, input, progress)?;
+    Ok(plan.warnings.iter().all(|warning| warning.check.is_none()))
+}
+
+/// Carries the plan out. What was done until a failure is kept.
+#[allow(clippy::too_many_arguments, reason = "all that a build works with, once")]
+pub(super) fn execute(
+    request: &Request,
+    input: &Input,
+    store: &Store,
+    session: &Session,
+    progress: &Progress,
+    signals: &Signals,
+    root: &Path,
+    agents: &Agents,
+) -> anyhow::Result<Built> {
+    let (plan, wanted) = planned(request, input, progress)?;
     refuse_violations(&plan)?;
     let executor = Executor {
         request,
@@ -151,6 +168,7 @@ pub(super) fn execute(
         session,
         progress,
         root,
+        agents,
         hashes: HashCache::open(&root.join("hashes")),
         base_config: OnceLock::new(),
         pending: Mutex::default(),
@@ -161,6 +179,7 @@ pub(super) fn execute(
         children: Mutex::default(),
         images: Mutex::default(),
         used: Mutex::default(),
+        elsewhere: remote::Sources::new(request, progress),
         numbers: Mutex::default(),
     };
     let result = executor.all(signals);
@@ -169,8 +188,15 @@ pub(super) fn execute(
     let built = result?;
     flushed?;
     executor.note_unused_arguments();
-    remote::export(&request.cache_to, &locked(&executor.used), store)?;
+    let mut built = built;
+    built.steps = distinct(executor.used.into_inner().unwrap_or_else(PoisonError::into_inner));
     Ok(built)
+}
+
+/// Each step once: several stages may have taken the same.
+fn distinct(steps: Vec<StepRecord>) -> Vec<StepRecord> {
+    let mut seen = HashSet::new();
+    steps.into_iter().filter(|step| seen.insert(step.key)).collect()
 }
 
 /// With `# check=error=true`, what the checks find is a mistake.
@@ -349,7 +375,7 @@ impl Executor<'_> {
                     Some(&platform.variant),
                     self.plan.escape,
                 );
-                Built { state, layers: Vec::new(), inherited: 0, inherited_history: 0 }
+                Built { state, layers: Vec::new(), inherited: 0, inherited_history: 0, steps: Vec::new() }
             }
             Base::Stage(other) => Built::clone(&*self.wait(*other)?),
             Base::Image(name) => Built::clone(&*self.image(name, stage.platform.as_deref()).map_err(failed)?),
@@ -386,10 +412,18 @@ impl Executor<'_> {
         for step in &steps {
             self.check_stopped()?;
             number += usize::from(makes_layer(step));
-            let shown = format!("[{name} {number}/{count}] {}", step.node.text());
+            let shown = format!("[{}{name} {number}/{count}] {}", self.prefix(), step.node.text());
             self.step(index, &name, step, &shown, &mut built).map_err(|error| self.located(error, step))?;
         }
         Ok(built)
+    }
+
+    /// Which of several platforms it is for.
+    fn prefix(&self) -> String {
+        match self.request.platforms.len() {
+            0 | 1 => String::new(),
+            _ => format!("{} ", self.request.platform),
+        }
     }
 
     fn located(&self, error: anyhow::Error, step: &Step) -> anyhow::Error {
@@ -467,10 +501,10 @@ impl Executor<'_> {
             || self.request.no_cache_filter.contains(&stage.to_string());
         let found = match is_off {
             true => None,
-            false => self.store.find_step(&key, built.chain()).or_else(|| {
-                let below = built.diff_ids();
-                remote::fetch(&self.request.cache_from, &key, &below, self.store, self.session)
-            }),
+            false => self
+                .store
+                .find_step(&key, built.chain())
+                .or_else(|| self.elsewhere.fetch(&key, &built.diff_ids(), self.store, self.session)),
         };
         if let Some(record) = found {
             self.progress.end(number, End::Cached);
@@ -600,7 +634,10 @@ impl Executor<'_> {
         }
         let number = self.progress.begin(&format!("[internal] load image {name}"));
         let pull = if self.request.pull { "always" } else { "missing" };
-        let image = crate::commands::container::create::image_of(self.store, name, pull, asked.as_deref());
+        // A pull has a progress of its own.
+        let image = self
+            .progress
+            .aside(|| crate::commands::container::create::image_of(self.store, name, pull, asked.as_deref()));
         let image = image.and_then(|image| {
             self.store.ensure_layers(self.session, &image)?;
             Ok(image)
@@ -674,20 +711,16 @@ fn last_time(built: &Built) -> String {
 fn of_image(image: &Image, escape: char) -> anyhow::Result<Built> {
     let mut layers = Vec::new();
     for (diff_id, descriptor) in image.diff_ids().iter().zip(image.manifest.layers()) {
-        // A manifest of ours names layers in OCI's words.
-        let media_type = match descriptor.media_type().as_ref() {
-            media_type::DOCKER_LAYER_GZIP => media_type::OCI_LAYER_GZIP,
-            media_type::DOCKER_LAYER => media_type::OCI_LAYER,
-            other => other,
-        };
         layers.push(Layer {
             diff_id: *diff_id,
             blob: (digest_of(descriptor)?, descriptor.size()),
-            media_type: media_type.to_owned(),
+            // A manifest of ours names layers in OCI's words.
+            media_type: media_type::of_oci(descriptor.media_type().as_ref()).to_owned(),
             staged: None,
         });
     }
     let inherited = layers.len();
     let inherited_history = image.config.history.len();
-    Ok(Built { state: StageState::new(image.config.clone(), escape), layers, inherited, inherited_history })
+    let state = StageState::new(image.config.clone(), escape);
+    Ok(Built { state, layers, inherited, inherited_history, steps: Vec::new() })
 }

@@ -3,6 +3,8 @@
 // Help texts put what may be left out in brackets, as usage lines do.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+mod cache;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -11,10 +13,11 @@ use layerfs_image::reference::Reference;
 use layerfs_image::registry::Platform;
 use layerfs_image::transfer::PushCompression;
 
+pub(super) use self::cache::{CachePlace, CacheSource, CacheTarget};
 use crate::commands::container::options::CreateOptions;
 use crate::commands::registry::chosen_compression;
 use crate::exit::Usage;
-use crate::images;
+use crate::{images, ui};
 
 /// Build an image from a Dockerfile
 ///
@@ -27,6 +30,7 @@ Examples
   layerfs build -t app:1 -f docker/Dockerfile --target test --build-arg VERSION=3 .
   layerfs build --secret id=token,src=token.txt --output type=local,dest=out .
   SOURCE_DATE_EPOCH=1700000000 layerfs build -t app:1 .       the same digest every time
+  layerfs build --cache-to localhost:5000/app:cache --cache-from localhost:5000/app:cache .
   tar c . | layerfs build -t app:1 -
   layerfs build - < Dockerfile                                without a context
 
@@ -63,7 +67,7 @@ pub(crate) struct BuildArgs {
     /// A secret for RUN --mount=type=secret: id=ID[,src=FILE|env=VARIABLE]
     #[arg(long, value_name = "SECRET")]
     secret: Vec<String>,
-    /// An SSH agent for RUN --mount=type=ssh: default or ID[=SOCKET]
+    /// An SSH agent for RUN --mount=type=ssh: default or ID[=SOCKET], or one with keys from files: ID=KEY[,KEY]
     #[arg(long, value_name = "AGENT")]
     ssh: Vec<String>,
     /// A further line of /etc/hosts for steps: NAME:ADDRESS
@@ -72,8 +76,8 @@ pub(crate) struct BuildArgs {
     /// Network of steps: none, host, or one of `layerfs network` [default: that of `run`]
     #[arg(long, value_name = "NETWORK")]
     network: Option<String>,
-    /// Platform of the image, if not this machine's
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    /// Platform of the image, if not this machine's; several make one image for all of them
+    #[arg(long, value_name = "OS/ARCH[/VARIANT][,...]")]
     platform: Option<String>,
     /// How it is told what happens
     #[arg(long, value_enum, value_name = "HOW", default_value_t = ProgressArg::Auto)]
@@ -85,19 +89,20 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
     /// Write what was built elsewhere than to the store: DIRECTORY, or type=local|tar|oci|docker,dest=PATH (- for stdout),
-    /// or type=registry[,name=NAME][,compression=gzip|zstd|uncompressed][,compression-level=NUMBER]
+    /// or type=registry[,name=NAME][,compression=gzip|zstd|uncompressed][,compression-level=NUMBER]; repeat for more
     #[arg(short, long, value_name = "OUTPUT")]
-    output: Option<String>,
+    output: Vec<String>,
     /// Push what was built, under the names of -t: --output type=registry
     #[arg(long, conflicts_with = "output")]
     push: bool,
     /// One layer for all that is new
     #[arg(long)]
     squash: bool,
-    /// Take steps from here too: a registry's IMAGE, or type=registry,ref=IMAGE or type=local,src=DIRECTORY
+    /// Take steps from here too: NAME at a registry, or type=registry,ref=NAME or type=local,src=DIRECTORY
     #[arg(long, value_name = "CACHE")]
     cache_from: Vec<String>,
-    /// Keep steps here too: type=local,dest=DIRECTORY or type=registry,ref=IMAGE
+    /// Keep steps here too: type=local,dest=DIRECTORY, type=inline (in the image itself), NAME at a registry, or
+    /// type=registry,ref=NAME[,mode=min|max][,compression=gzip|zstd|uncompressed][,ignore-error=true]
     #[arg(long, value_name = "CACHE")]
     cache_to: Vec<String>,
     /// Write digests and names to FILE, as JSON
@@ -139,6 +144,27 @@ pub(crate) struct BuildArgs {
     /// Cgroup above that of a step
     #[arg(long, value_name = "PATH")]
     cgroup_parent: Option<String>,
+    /// Only say what is unwise in the Dockerfile; exit code 1 when there is something
+    #[arg(long)]
+    check: bool,
+    /// What to do: build, or check, which is --check
+    #[arg(long, value_name = "WHAT", default_value = "build", hide = true)]
+    call: String,
+    /// Accepted for docker's sake: no attestations are made
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, value_name = "WHAT")]
+    provenance: Option<Option<String>>,
+    /// Accepted for docker's sake: no attestations are made
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, value_name = "WHAT")]
+    sbom: Option<Option<String>>,
+    /// Accepted for docker's sake: no attestations are made
+    #[arg(long, hide = true, value_name = "WHAT")]
+    attest: Vec<String>,
+    /// Accepted for docker's sake: there is one builder
+    #[arg(long, hide = true, value_name = "NAME")]
+    builder: Option<String>,
+    /// Accepted for docker's sake: nothing intermediate is left
+    #[arg(long, hide = true)]
+    force_rm: bool,
     /// Accepted for docker's sake: images are always loaded into the store
     #[arg(long, hide = true)]
     load: bool,
@@ -189,6 +215,12 @@ pub(super) enum Output {
     Registry(PushCompression),
 }
 
+impl Output {
+    fn is_stdout(&self) -> bool {
+        matches!(self, Self::Tar(path) | Self::Archive { path, .. } if path.as_os_str() == "-")
+    }
+}
+
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum SecretSource {
@@ -196,15 +228,17 @@ pub(super) enum SecretSource {
     Variable(String),
 }
 
-/// Steps from elsewhere.
+/// Who signs for `RUN --mount=type=ssh`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum CacheSource {
-    Local(PathBuf),
-    Registry(String),
+pub(super) enum SshSource {
+    /// An agent that runs.
+    Socket(PathBuf),
+    /// An agent of the build's own, with these keys.
+    Keys(Vec<PathBuf>),
 }
 
 /// What was asked for, in values that make sense.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) tags: Vec<Reference>,
     pub(super) file: Option<PathBuf>,
@@ -217,18 +251,23 @@ pub(super) struct Request {
     pub(super) pull: bool,
     pub(super) labels: Vec<(String, String)>,
     pub(super) secrets: BTreeMap<String, SecretSource>,
-    pub(super) ssh: BTreeMap<String, PathBuf>,
+    pub(super) ssh: BTreeMap<String, SshSource>,
     pub(super) platform: Platform,
+    /// All that are built for, one after the other.
+    pub(super) platforms: Vec<Platform>,
     pub(super) has_platform: bool,
     pub(super) progress: ProgressArg,
     pub(super) iidfile: Option<PathBuf>,
-    pub(super) output: Output,
+    /// One at least.
+    pub(super) outputs: Vec<Output>,
     pub(super) squash: bool,
     pub(super) cache_from: Vec<CacheSource>,
-    pub(super) cache_to: Vec<CacheSource>,
+    pub(super) cache_to: Vec<CacheTarget>,
     pub(super) metadata_file: Option<PathBuf>,
     pub(super) timestamp: Option<i64>,
     pub(super) allow_insecure: bool,
+    /// Only tell what is unwise.
+    pub(super) only_check: bool,
     /// As `run` would have them: network, hosts, limits.
     pub(super) options: CreateOptions,
 }
@@ -248,6 +287,16 @@ fn fields(option: &str, text: &str) -> anyhow::Result<Vec<(String, String)>> {
 }
 
 impl Request {
+    /// Whether the image is to stay in the store, and not only on the way to somewhere else.
+    pub(super) fn keeps_image(&self) -> bool {
+        self.outputs.iter().any(|output| matches!(output, Output::Store | Output::Registry(_)))
+    }
+
+    /// The same for one of several platforms.
+    pub(super) fn for_platform(&self, platform: &Platform) -> Self {
+        Self { platform: platform.clone(), ..self.clone() }
+    }
+
     pub(super) fn new(args: BuildArgs) -> anyhow::Result<Self> {
         let tags = args.tag.iter().map(|name| images::parse_tag(name).map(Reference::or_latest));
         let mut tags = tags.collect::<anyhow::Result<Vec<_>>>()?;
@@ -276,17 +325,7 @@ impl Request {
             Some((name, value)) => (name.to_owned(), value.to_owned()),
             None => (text.clone(), String::new()),
         };
-        let platform = match &args.platform {
-            None => Platform::host(),
-            Some(text) if text.contains(',') => {
-                return Err(wrong(format!("--platform {text}: one platform at a time can be built")));
-            }
-            Some(text) => {
-                text.parse().map_err(|error: layerfs_image::registry::platform::PlatformError| {
-                    wrong(error.to_string())
-                })?
-            }
-        };
+        let platforms = platforms(args.platform.as_deref())?;
         let epoch = match arguments
             .get("SOURCE_DATE_EPOCH")
             .cloned()
@@ -304,24 +343,50 @@ impl Request {
                 return Err(wrong(format!("--allow {what:?}: there are security.insecure and network.host")));
             }
         }
-        if args.squash && args.output.as_deref().is_some_and(|text| text.contains("type=cacheonly")) {
-            return Err(wrong("--squash without an image makes no sense"));
-        }
-        let (output, names) = match args.output.as_deref() {
-            Some(text) => parse_output(text)?,
-            None if args.push => (Output::Registry(PushCompression::default()), Vec::new()),
-            None => (Output::Store, Vec::new()),
-        };
-        for name in names {
-            if !tags.contains(&name) {
-                tags.push(name);
+        let mut outputs = Vec::new();
+        for text in &args.output {
+            let (output, names) = parse_output(text)?;
+            outputs.push(output);
+            for name in names {
+                if !tags.contains(&name) {
+                    tags.push(name);
+                }
             }
         }
-        if matches!(output, Output::Registry(_)) && tags.is_empty() {
+        if outputs.is_empty() {
+            outputs.push(if args.push {
+                Output::Registry(PushCompression::default())
+            } else {
+                Output::Store
+            });
+        }
+        if args.squash && outputs.iter().all(|output| *output == Output::CacheOnly) {
+            return Err(wrong("--squash without an image makes no sense"));
+        }
+        if outputs.iter().filter(|output| output.is_stdout()).count() > 1 {
+            return Err(wrong("several --output cannot all be written to standard output"));
+        }
+        for output in &outputs {
+            check_platforms(&platforms, output)?;
+        }
+        let only_check = match args.call.as_str() {
+            "build" => args.check,
+            "check" | "lint" => true,
+            other => return Err(wrong(format!("--call {other:?}: there are build and check"))),
+        };
+        let attestations = [&args.provenance, &args.sbom].into_iter().flatten();
+        let mut wanted = attestations.map(|value| value.as_deref().unwrap_or("true"));
+        if wanted.any(|value| !matches!(value, "false" | "0"))
+            || args.attest.iter().any(|text| !text.contains("disabled=true"))
+        {
+            ui::warn("--provenance, --sbom, --attest: no attestations are made");
+        }
+        let is_pushed = outputs.iter().any(|output| matches!(output, Output::Registry(_)));
+        if is_pushed && tags.is_empty() {
             return Err(wrong("an image that is pushed needs a name: add -t"));
         }
         Ok(Self {
-            output,
+            outputs,
             context,
             contexts,
             file: args.file,
@@ -333,18 +398,16 @@ impl Request {
             secrets: args.secret.iter().map(|text| secret(text)).collect::<anyhow::Result<_>>()?,
             ssh: args.ssh.iter().map(|text| agent(text)).collect::<anyhow::Result<_>>()?,
             has_platform: args.platform.is_some(),
-            platform,
+            platform: platforms.first().cloned().unwrap_or_else(Platform::host),
+            platforms,
             progress: if args.quiet { ProgressArg::Quiet } else { args.progress },
             iidfile: args.iidfile,
             squash: args.squash,
-            cache_from: args
-                .cache_from
-                .iter()
-                .map(|text| cache("--cache-from", text))
-                .collect::<Result<_, _>>()?,
-            cache_to: args.cache_to.iter().map(|text| cache("--cache-to", text)).collect::<Result<_, _>>()?,
+            cache_from: cache::sources(&args.cache_from)?,
+            cache_to: cache::targets(&args.cache_to, &arguments)?,
             metadata_file: args.metadata_file,
             timestamp: args.timestamp.or(epoch),
+            only_check,
             allow_insecure: args.allow.iter().any(|what| what == "security.insecure"),
             options: CreateOptions {
                 network: args.network.into_iter().collect(),
@@ -366,6 +429,40 @@ impl Request {
             tags,
             arguments,
         })
+    }
+}
+
+/// `--platform`, each once; this machine's when nothing was said.
+fn platforms(text: Option<&str>) -> anyhow::Result<Vec<Platform>> {
+    let Some(text) = text else { return Ok(vec![Platform::host()]) };
+    let mut platforms = Vec::new();
+    for one in text.split(',') {
+        let platform: Platform = one
+            .trim()
+            .parse()
+            .map_err(|error: layerfs_image::registry::platform::PlatformError| wrong(error.to_string()))?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    Ok(platforms)
+}
+
+/// What several platforms can be delivered as.
+fn check_platforms(platforms: &[Platform], output: &Output) -> anyhow::Result<()> {
+    if platforms.len() < 2 {
+        return Ok(());
+    }
+    let host = Platform::host();
+    let has_host = platforms.iter().any(|one| one.os == host.os && one.architecture == host.architecture);
+    match output {
+        Output::Store if !has_host => Err(wrong(format!(
+            "an image of this store has to have something for this machine: add {host} to --platform, or --push it"
+        ))),
+        Output::Archive { .. } | Output::Tar(_) => Err(wrong(
+            "an archive holds one platform: build them one at a time, or --push them, or use type=local",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -441,24 +538,41 @@ fn secret(text: &str) -> anyhow::Result<(String, SecretSource)> {
     Ok((id, source))
 }
 
-fn agent(text: &str) -> anyhow::Result<(String, PathBuf)> {
-    let (id, path) = match text.split_once('=') {
-        Some((id, path)) => (id, Some(PathBuf::from(path))),
-        None => (text, None),
-    };
-    let path = path.or_else(|| std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from));
-    let Some(path) = path else {
-        return Err(wrong(format!("--ssh {text}: no agent is known: SSH_AUTH_SOCK is not set")));
-    };
+fn agent(text: &str) -> anyhow::Result<(String, SshSource)> {
     use std::os::unix::fs::FileTypeExt;
-    let is_socket = std::fs::metadata(&path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    if !is_socket {
-        return Err(wrong(format!(
-            "--ssh {text}: {} is not the socket of an agent (keys are not read from files)",
-            path.display()
-        )));
+    let (id, paths) = match text.split_once('=') {
+        Some((id, paths)) => (id, paths.split(',').map(PathBuf::from).collect()),
+        None => (text, Vec::new()),
+    };
+    let id = if id.is_empty() { "default".to_owned() } else { id.to_owned() };
+    let is_socket = |path: &PathBuf| {
+        std::fs::metadata(path).map(|metadata| metadata.file_type().is_socket()).map_err(|error| {
+            wrong(format!("--ssh {text}: {}: {error}; name the socket of an agent, or a key", path.display()))
+        })
+    };
+    match paths.as_slice() {
+        [] => {
+            let Some(path) = std::env::var_os("SSH_AUTH_SOCK").map(PathBuf::from) else {
+                return Err(wrong(format!("--ssh {text}: no agent is known: SSH_AUTH_SOCK is not set")));
+            };
+            match is_socket(&path)? {
+                true => Ok((id, SshSource::Socket(path))),
+                false => Err(wrong(format!(
+                    "--ssh {text}: SSH_AUTH_SOCK names {}, which is not the socket of an agent",
+                    path.display()
+                ))),
+            }
+        }
+        [path] if is_socket(path)? => Ok((id, SshSource::Socket(path.clone()))),
+        keys => {
+            for key in keys {
+                if is_socket(key)? {
+                    return Err(wrong(format!("--ssh {text}: one agent, or several keys; not both")));
+                }
+            }
+            Ok((id, SshSource::Keys(paths)))
+        }
     }
-    Ok((if id.is_empty() { "default".into() } else { id.to_owned() }, path))
 }
 
 /// Where it goes, and names that it has there beside those of `-t`.
@@ -524,30 +638,6 @@ fn parse_output(text: &str) -> anyhow::Result<(Output, Vec<Reference>)> {
     Ok((output, names))
 }
 
-fn cache(option: &str, text: &str) -> anyhow::Result<CacheSource> {
-    if !text.contains('=') {
-        return Ok(CacheSource::Registry(text.to_owned()));
-    }
-    let (mut kind, mut place) = (String::new(), None);
-    for (name, value) in fields(option, text)? {
-        match name.as_str() {
-            "type" => kind = value,
-            "src" | "dest" | "ref" => place = Some(value),
-            // How much is kept: always all.
-            "mode" => {}
-            _ => return Err(wrong(format!("{option} {text:?}: {name} is not known"))),
-        }
-    }
-    match (kind.as_str(), place) {
-        ("local", Some(place)) => Ok(CacheSource::Local(place.into())),
-        ("registry", Some(place)) => Ok(CacheSource::Registry(place)),
-        ("local" | "registry", None) => {
-            Err(wrong(format!("{option} {text:?}: where? src=, dest= or ref= is missing")))
-        }
-        (other, _) => Err(wrong(format!("{option} type={other}: there are local and registry"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -579,6 +669,8 @@ mod tests {
         }
         assert_eq!(secret("id=a,src=b").unwrap(), ("a".into(), SecretSource::File("b".into())));
         assert_eq!(secret("id=a,env=B").unwrap().1, SecretSource::Variable("B".into()));
+        assert_eq!(platforms(Some("linux/amd64,linux/arm64,linux/x86_64")).unwrap().len(), 2);
+        assert!(platforms(Some("linux/amd64,,")).is_err());
         assert!(secret("src=b").is_err() && secret("id").is_err() && secret("id=a,x=y").is_err());
         assert_eq!(context_source("http://h/x.tar").unwrap(), ContextSource::Url("http://h/x.tar".into()));
         for text in ["git@h:x", "https://h/x.git#main", "git://h/x", ""] {
@@ -586,7 +678,5 @@ mod tests {
         }
         assert_eq!(named_context("a=docker-image://b").unwrap().1, ContextSource::Image("b".into()));
         assert!(named_context("a").is_err() && named_context("a=oci-layout://x").is_err());
-        assert_eq!(cache("--cache-from", "type=local,src=d").unwrap(), CacheSource::Local("d".into()));
-        assert!(cache("--cache-from", "type=gha").is_err());
     }
 }

@@ -1,5 +1,7 @@
 //! What becomes of what was built: an image of the store, a directory, an archive, a push.
 
+mod images;
+
 use std::fs;
 use std::io::{BufReader, Write};
 use std::path::Path;
@@ -7,162 +9,134 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use layerfs_image::archive::{self, SaveFormat};
-use layerfs_image::config::{self, Config};
-use layerfs_image::digest::Digest;
-use layerfs_image::layer::{Stack, pack_merged};
-use layerfs_image::media_type;
+use layerfs_image::config;
+use layerfs_image::layer::{Stack, pack_joined, pack_merged};
 use layerfs_image::reference::Reference;
 use layerfs_image::store::{Session, Store};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::executor::{Built, Layer};
 use super::input::unpack_into;
 use super::options::{Output, Request};
-use super::progress::{End, Progress};
+use super::progress::Progress;
 use crate::commands::image::save::to_output;
+use crate::commands::registry::RegistryArgs;
 use crate::commands::run::remove_tree;
 use crate::ui;
 
-/// Delivers it where it was asked for.
+/// Delivers what was built, once for each platform, where it was asked for.
 pub(super) fn deliver(
     request: &Request,
     store: &Store,
     session: &Session,
-    mut built: Built,
+    mut built: Vec<Built>,
     progress: &Progress,
 ) -> anyhow::Result<ExitCode> {
     if request.squash {
-        bail_on_squash(&built)?;
-        squash(request, store, session, &mut built)?;
-    }
-    let stack = || store.stack(&built.diff_ids()).context("open the layers");
-    match &request.output {
-        Output::CacheOnly => return Ok(ExitCode::SUCCESS),
-        Output::Local(path) => {
-            let number = progress.begin(&format!("exporting to {}", path.display()));
-            let result = to_directory(&stack()?, path);
-            progress.end(number, if result.is_ok() { End::Done } else { End::Failed });
-            result?;
-            return Ok(ExitCode::SUCCESS);
+        for built in &mut built {
+            squash(store, session, built)?;
         }
-        Output::Tar(path) => {
-            let stack = stack()?;
-            let path = Some(path.as_path()).filter(|path| *path != Path::new("-"));
-            to_output(path, |out| Ok(pack_merged(&stack, out, false).map(drop)?))?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        Output::Store | Output::Archive { .. } | Output::Registry(_) => {}
     }
-    let number = progress.begin("exporting the image");
+    for output in &request.outputs {
+        export(output, request, store, &built, progress)?;
+    }
+    let is_image =
+        |output: &Output| matches!(output, Output::Store | Output::Archive { .. } | Output::Registry(_));
+    if !request.outputs.iter().any(is_image) {
+        return Ok(ExitCode::SUCCESS);
+    }
     let known = store.named()?;
-    let published = publish(request, store, session, &built);
-    progress.end(number, if published.is_ok() { End::Done } else { End::Failed });
-    let (id, mut manifest, mut size) = published?;
-    match &request.output {
-        Output::Archive { oci, path } => {
-            let format = if *oci { SaveFormat::Oci } else { SaveFormat::Docker };
-            let image = store.find(&id.to_string())?;
-            let images = [(image, request.tags.clone())];
-            let path = Some(path.as_path()).filter(|path| *path != Path::new("-"));
-            let saved = to_output(path, |out| Ok(archive::save(store, &images, format, out).map(drop)?));
-            // It was made for the archive alone.
-            if !known.iter().any(|image| image.manifest == manifest) {
-                store.forget(&manifest)?;
-            }
-            saved?;
+    let mut image =
+        progress.step("exporting the image", || images::publish(request, store, session, &built))?;
+    let saved = archives(request, store, &image.id.to_string());
+    // It was made for the archive alone.
+    if !request.keeps_image() && !known.iter().any(|known| known.manifest == image.manifest) {
+        store.forget(&image.manifest)?;
+    }
+    saved?;
+    for output in &request.outputs {
+        let Output::Registry(compression) = output else { continue };
+        let client = RegistryArgs::default().client()?;
+        for tag in &request.tags {
+            let name = tag.familiar();
+            let pushed = progress.step(&format!("pushing {name}"), || {
+                image.push(store, session, &client, tag, *compression).with_context(|| format!("push {name}"))
+            })?;
+            // What the registry has it by.
+            (image.manifest, image.size) = pushed;
         }
-        Output::Registry(compression) => {
-            let client = crate::commands::registry::RegistryArgs::default().client()?;
-            let image = store.find(&id.to_string())?;
-            for tag in &request.tags {
-                let number = progress.begin(&format!("pushing {}", tag.familiar()));
-                let silent = layerfs_image::transfer::Silent;
-                let pushed = layerfs_image::transfer::push(
-                    store,
-                    session,
-                    &client,
-                    &image,
-                    tag,
-                    *compression,
-                    &silent,
-                );
-                progress.end(number, if pushed.is_ok() { End::Done } else { End::Failed });
-                let (digest, len) = pushed
-                    .map_err(crate::commands::registry::explained)
-                    .with_context(|| format!("push {}", tag.familiar()))?;
-                // What the registry has it by.
-                (manifest, size) = (digest, len as u64);
-            }
-        }
-        _ => {}
     }
     if let Some(path) = &request.iidfile {
-        fs::write(path, id.to_string()).with_context(|| format!("write {}", path.display()))?;
+        fs::write(path, image.id.to_string()).with_context(|| format!("write {}", path.display()))?;
     }
     if let Some(path) = &request.metadata_file {
         let names: Vec<String> = request.tags.iter().map(ToString::to_string).collect();
-        let text = json!({
-            "containerimage.config.digest": id,
-            "containerimage.digest": manifest,
-            "containerimage.descriptor": { "mediaType": media_type::OCI_MANIFEST, "digest": manifest, "size": size },
+        let mut text = json!({
+            "containerimage.digest": image.manifest,
+            "containerimage.descriptor":
+                { "mediaType": image.media_type(), "digest": image.manifest, "size": image.size },
             "image.name": names.join(","),
         });
+        if !image.is_list() {
+            text["containerimage.config.digest"] = json!(image.id);
+        }
         fs::write(path, serde_json::to_vec_pretty(&text)?)
             .with_context(|| format!("write {}", path.display()))?;
     }
     if progress.is_quiet() {
-        ui::print(format!("{id}\n"))?;
+        ui::print(format!("{}\n", image.id))?;
     } else {
         let names: Vec<String> = request.tags.iter().map(Reference::familiar).collect();
         let named = if names.is_empty() { String::new() } else { format!(" {}", names.join(" ")) };
-        ui::line(format_args!("image {id}{named}"));
+        ui::line(format_args!("image {}{named}", image.id));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Stores config and manifest and gives the image its names. Answers with its id, and digest and size of its manifest.
-fn publish(
+/// Delivers the files, where these are wanted and no image.
+fn export(
+    output: &Output,
     request: &Request,
     store: &Store,
-    session: &Session,
-    built: &Built,
-) -> anyhow::Result<(Digest, Digest, u64)> {
-    let mut config: Config = built.state.config.clone();
-    for (name, value) in &request.labels {
-        if !config.config.is_object() {
-            config.config = json!({});
+    built: &[Built],
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let open = |built: &Built| store.stack(&built.diff_ids()).context("open the layers");
+    match output {
+        Output::Local(path) => {
+            for (built, platform) in built.iter().zip(&request.platforms) {
+                // Several have a directory each, as with BuildKit.
+                let path = match request.platforms.len() {
+                    1 => path.clone(),
+                    _ => path.join(platform.to_string().replace('/', "_")),
+                };
+                progress.step(&format!("exporting to {}", path.display()), || {
+                    to_directory(&open(built)?, &path)
+                })?;
+            }
         }
-        if !config.config["Labels"].is_object() {
-            config.config["Labels"] = json!({});
+        Output::Tar(path) => {
+            let path = Some(path.as_path()).filter(|path| *path != Path::new("-"));
+            for built in built {
+                let stack = open(built)?;
+                to_output(path, |out| Ok(pack_merged(&stack, out, false).map(drop)?))?;
+            }
         }
-        config.config["Labels"][name.as_str()] = json!(value);
+        Output::Store | Output::Archive { .. } | Output::Registry(_) | Output::CacheOnly => {}
     }
-    if let Some(time) = request.timestamp {
-        let time = layerfs_image::time::format(time, 0);
-        for history in config.history.iter_mut().skip(built.inherited_history) {
-            history.created = Some(time.clone());
-        }
-        config.created = Some(time);
-    } else {
-        let last = config.history.iter().rev().find_map(|history| history.created.clone());
-        config.created = last.or(config.created).or_else(|| Some(layerfs_image::time::now()));
+    Ok(())
+}
+
+/// Writes the archives of an image.
+fn archives(request: &Request, store: &Store, id: &str) -> anyhow::Result<()> {
+    for output in &request.outputs {
+        let Output::Archive { oci, path } = output else { continue };
+        let format = if *oci { SaveFormat::Oci } else { SaveFormat::Docker };
+        let images = [(store.find(id)?, request.tags.clone())];
+        let path = Some(path.as_path()).filter(|path| *path != Path::new("-"));
+        to_output(path, |out| Ok(archive::save(store, &images, format, out).map(drop)?))?;
     }
-    let mut value = serde_json::to_value(&config).context("make the config")?;
-    if let Some(object) = value.as_object_mut() {
-        object.retain(|_, value| *value != Value::Null);
-    }
-    let text = serde_json::to_vec(&value).context("make the config")?;
-    let id = store.add_blob(session, &text)?;
-    let layers: Vec<(Digest, u64, &str)> =
-        built.layers.iter().map(|layer| (layer.blob.0, layer.blob.1, layer.media_type.as_str())).collect();
-    let manifest = config::new_manifest((id, text.len() as u64), &layers)?;
-    let digest = store.add_blob(session, &manifest)?;
-    let described = (digest, manifest.len() as u64, media_type::OCI_MANIFEST);
-    // An archive's image has its names there.
-    let names: &[Reference] =
-        if matches!(request.output, Output::Archive { .. }) { &[] } else { &request.tags };
-    store.publish(session, described, names, None)?;
-    Ok((id, digest, manifest.len() as u64))
+    Ok(())
 }
 
 /// The merged tree as files of a directory; what is there under other names stays.
@@ -202,28 +176,24 @@ fn move_into(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Over an image that was there before, one layer would have to say what all of them removed.
-fn bail_on_squash(built: &Built) -> anyhow::Result<()> {
-    if built.inherited > 0 && built.layers.len() > built.inherited {
-        bail!(crate::exit::Hinted {
-            message: "--squash works for stages FROM scratch only".into(),
-            hint: "end with a stage FROM scratch that copies --from the others".into(),
-        });
-    }
-    Ok(())
-}
-
-/// One layer for all.
-fn squash(request: &Request, store: &Store, session: &Session, built: &mut Built) -> anyhow::Result<()> {
-    if built.layers.len() <= 1 || built.inherited > 0 {
+/// One layer for all that is new, over those of the image that it is on.
+fn squash(store: &Store, session: &Session, built: &mut Built) -> anyhow::Result<()> {
+    let new = built.layers.len().saturating_sub(built.inherited);
+    if new <= 1 {
         return Ok(());
     }
+    let base = built.diff_ids().get(..built.inherited).unwrap_or_default().to_vec();
     let stack = store.stack(&built.diff_ids())?;
     let layer = std::thread::scope(|scope| -> anyhow::Result<_> {
         let (mut reader, writer) = std::io::pipe().context("make a pipe")?;
+        let base = &base;
         let packing = scope.spawn(move || {
             let mut out = std::io::BufWriter::new(writer);
-            pack_merged(&stack, &mut out, true)?;
+            if base.is_empty() {
+                pack_merged(&stack, &mut out, true)?;
+            } else {
+                pack_joined(&stack, new, &mut out)?;
+            }
             out.flush().map_err(layerfs_image::layer::PackError::Write)
         });
         let input = layerfs_image::store::LayerInput {
@@ -243,10 +213,11 @@ fn squash(request: &Request, store: &Store, session: &Session, built: &mut Built
         }
     });
     let mut layer = layer?;
-    store.finish_layer(session, &mut layer, &[])?;
+    store.finish_layer(session, &mut layer, &base)?;
     let config = &mut built.state.config;
-    config.rootfs.diff_ids = vec![layer.diff_id];
-    for history in &mut config.history {
+    config.rootfs.diff_ids = base;
+    config.rootfs.diff_ids.push(layer.diff_id);
+    for history in config.history.iter_mut().skip(built.inherited_history) {
         history.empty_layer = true;
     }
     config.history.push(config::History {
@@ -255,7 +226,8 @@ fn squash(request: &Request, store: &Store, session: &Session, built: &mut Built
         comment: Some("layerfs.dockerfile.v0".into()),
         ..config::History::default()
     });
-    built.layers = vec![Layer::published(layer.diff_id, (layer.blob, layer.size))];
-    tracing::debug!(tags = request.tags.len(), "squashed");
+    built.layers.truncate(built.inherited);
+    built.layers.push(Layer::published(layer.diff_id, (layer.blob, layer.size)));
+    tracing::debug!(layers = new, "squashed");
     Ok(())
 }

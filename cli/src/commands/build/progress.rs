@@ -1,14 +1,16 @@
 //! What is told while a build goes on: plain lines, a terminal's live view, or JSON events. On standard error, but for
 //! results.
 
+mod live;
+
 use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
+use self::live::Live;
 use super::options::ProgressArg;
 use crate::ui;
 
@@ -26,7 +28,8 @@ pub(super) enum End {
 pub(super) struct Progress {
     how: ProgressArg,
     state: Mutex<State>,
-    bars: MultiProgress,
+    /// On a terminal.
+    live: Option<Live>,
 }
 
 #[derive(Debug, Default)]
@@ -39,9 +42,6 @@ struct State {
 struct Running {
     name: String,
     started: Instant,
-    bar: Option<ProgressBar>,
-    /// The line under it: what the step wrote last. From its first output on.
-    under: Option<ProgressBar>,
     /// Output that has no end of line yet.
     open: Vec<u8>,
     /// What it wrote last, told again when it fails and nothing of it was shown.
@@ -70,11 +70,7 @@ impl Progress {
             ProgressArg::Auto => ProgressArg::Plain,
             other => other,
         };
-        let target = match how {
-            ProgressArg::Tty => ProgressDrawTarget::stderr(),
-            _ => ProgressDrawTarget::hidden(),
-        };
-        Self { how, state: Mutex::default(), bars: MultiProgress::with_draw_target(target) }
+        Self { how, state: Mutex::default(), live: (how == ProgressArg::Tty).then(Live::new) }
     }
 
     /// Nothing but the result is wanted.
@@ -96,18 +92,11 @@ impl Progress {
             }
             ProgressArg::Tty | ProgressArg::Quiet => {}
         }
-        let bar = (self.how == ProgressArg::Tty).then(|| {
-            // Names are cut where the terminal ends, also after it has changed its size.
-            let bar = self.bars.add(ProgressBar::new_spinner());
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
-                bar.set_style(style);
-            }
-            bar.set_message(name.clone());
-            bar.enable_steady_tick(Duration::from_millis(150));
-            bar
-        });
+        if let Some(live) = &self.live {
+            live.begin(number, &name);
+        }
         let (open, tail) = (Vec::new(), Vec::new());
-        let running = Running { name, started: Instant::now(), bar, under: None, open, tail };
+        let running = Running { name, started: Instant::now(), open, tail };
         state.steps.insert(number, running);
         number
     }
@@ -139,15 +128,8 @@ impl Progress {
                 if running.tail.len() > TAIL {
                     running.tail.remove(0);
                 }
-                if let Some(bar) = &running.bar {
-                    let under = running.under.get_or_insert_with(|| {
-                        let under = self.bars.insert_after(bar, ProgressBar::new_spinner());
-                        if let Ok(style) = ProgressStyle::with_template("    {wide_msg:.dim}") {
-                            under.set_style(style);
-                        }
-                        under
-                    });
-                    under.set_message(text.chars().filter(|letter| !letter.is_control()).collect::<String>());
+                if let Some(live) = &self.live {
+                    live.under(number, text);
                 }
             }
         }
@@ -178,27 +160,40 @@ impl Progress {
                 "seconds": time,
             })),
             ProgressArg::Tty | ProgressArg::Quiet => {
-                if let Some(bar) = &running.bar {
-                    for bar in running.under.iter().chain([bar]) {
-                        bar.finish_and_clear();
-                        self.bars.remove(bar);
-                    }
-                    let name = fitting(&running.name, ui::stderr_width(), words.len() + 4);
-                    self.bars.suspend(|| ui::line(format_args!("=> {name} {words}")));
-                }
-                if how == End::Failed {
-                    for line in &running.tail {
-                        self.bars.suspend(|| ui::line(format_args!("   {line}")));
-                    }
+                let tail = if how == End::Failed { std::mem::take(&mut running.tail) } else { Vec::new() };
+                if let Some(live) = &self.live {
+                    live.end(number, |columns| {
+                        let name = fitting(&running.name, Some(columns), words.len() + 4);
+                        let tail = tail.iter().map(|line| format!("\n   {line}"));
+                        format!("=> {name} {words}{}", tail.collect::<String>())
+                    });
+                } else {
+                    tail.iter().for_each(|line| ui::line(format_args!("   {line}")));
                 }
             }
         }
     }
 
+    /// One step from beginning to end.
+    pub(super) fn step<T>(&self, name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let number = self.begin(name);
+        let result = work();
+        self.end(number, if result.is_ok() { End::Done } else { End::Failed });
+        result
+    }
+
     /// Something worth knowing.
     pub(super) fn warn(&self, text: impl std::fmt::Display) {
         if self.how != ProgressArg::Quiet {
-            self.bars.suspend(|| ui::warn(text));
+            self.aside(|| ui::warn(text));
+        }
+    }
+
+    /// Does what writes to the terminal itself.
+    pub(super) fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.live {
+            Some(live) => live.aside(work),
+            None => work(),
         }
     }
 

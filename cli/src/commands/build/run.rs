@@ -248,8 +248,7 @@ pub(super) fn execute(
     }
     lowers.extend(lowers_of(executor, &built.layers));
     let state = executor.root.join("steps").join(&config.id);
-    container::make_directory(&state, &config)?;
-    let lock = container::lock(&state)?;
+    let lock = container::make_directory(&state, &config)?;
     let description = Description {
         parent: i32::try_from(std::process::id()).unwrap_or(0),
         directory: state.clone(),
@@ -264,8 +263,7 @@ pub(super) fn execute(
         result: directory.join("result.json"),
     };
     let end = spawn(executor, &description, number);
-    drop(lock);
-    let cleaned = container::clean_up(&state);
+    let cleaned = container::finish(&state, lock);
     drop(setup);
     let end = end?;
     cleaned.context("clean up after the step")?;
@@ -412,14 +410,14 @@ fn set_up(
                 setup.secrets.push(SecretFile { name, content, mode: *mode, uid: *uid, gid: *gid });
             }
         }
-        MountKind::Ssh { id, required, .. } => match executor.request.ssh.get(id) {
+        MountKind::Ssh { id, required, .. } => match executor.agents.socket(id) {
             Some(socket) => {
                 let target = if target.is_empty() {
                     format!("/run/buildkit/ssh_agent.{at}")
                 } else {
                     target.to_owned()
                 };
-                setup.bind(socket.clone(), &target, false, false);
+                setup.bind(socket.to_owned(), &target, false, false);
                 setup.env.push(format!("SSH_AUTH_SOCK={target}"));
             }
             None if *required => {

@@ -301,34 +301,54 @@ impl Own {
         Ok((Executed { process, name }, executed.take_terminal()))
     }
 
+    /// Does every step, whatever has become of those before it, and answers with the first error: on a full disk there is
+    /// room again when the container's files are gone.
     fn take_away(&self, last: bool, remove: bool) -> anyhow::Result<()> {
         let directory = self.directory();
-        network::leave(&self.container.config, directory)?;
+        let config = &self.container.config;
+        let left = network::leave(config, directory);
         self.tell_of_volumes("unmount");
-        runtime_of(directory).delete(&self.container.config.id, true)?;
-        if !last {
-            return Ok(());
-        }
-        parts::remove(directory)?;
-        end_mount_of(self)?;
-        let images = image_processes_of(directory);
-        for (process, at) in images.into_iter().zip(self.images()) {
-            end_mount(process, &image_place(directory, at))?;
-        }
-        remove_tree(&directory.join("images"))?;
-        drop(fs::remove_file(directory.join(IMAGES)));
-        for name in ["oci", "bundle"] {
-            remove_tree(&directory.join(name))?;
-        }
-        if remove {
-            self.container.remove(&Containers::at(&store_root()?)?)?;
-            events::container("destroy", &self.container.config, &[]);
-            // As docker: what `--rm` removes goes with its volumes, what `rm -f` removes does with `-v` alone.
-            if self.container.config.remove {
-                volume::remove_own(&self.container.config)?;
+        let mut others = vec![runtime_of(directory).delete(&config.id, true).map_err(anyhow::Error::from)];
+        if last {
+            others.push(self.unmount());
+            for name in ["oci", "bundle"] {
+                others.push(remove_tree(&directory.join(name)));
             }
         }
+        // What is still in use is not removed.
+        if last && remove && others.iter().all(Result::is_ok) {
+            others.push(self.remove());
+        }
+        let left = left.or_else(|error| match remove {
+            // There may be room for its documents now.
+            true => network::leave(config, directory).map_err(|_| error),
+            false => Err(error),
+        });
+        std::iter::once(left).chain(others).collect()
+    }
+
+    /// Ends all mounts that were made for it.
+    fn unmount(&self) -> anyhow::Result<()> {
+        let directory = self.directory();
+        let mut done = vec![parts::remove(directory), end_mount_of(self)];
+        let images = image_processes_of(directory);
+        for (process, at) in images.into_iter().zip(self.images()) {
+            done.push(end_mount(process, &image_place(directory, at)));
+        }
+        done.into_iter().collect::<anyhow::Result<()>>()?;
+        remove_tree(&directory.join("images"))?;
+        drop(fs::remove_file(directory.join(IMAGES)));
         Ok(())
+    }
+
+    fn remove(&self) -> anyhow::Result<()> {
+        self.container.remove(&Containers::at(&store_root()?)?)?;
+        events::container("destroy", &self.container.config, &[]);
+        // As docker: what `--rm` removes goes with its volumes, what `rm -f` removes does with `-v` alone.
+        match self.container.config.remove {
+            true => volume::remove_own(&self.container.config),
+            false => Ok(()),
+        }
     }
 
     /// Which of its mounts are images.

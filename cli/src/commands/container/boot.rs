@@ -77,7 +77,8 @@ pub(crate) fn start(_args: &SystemStartArgs) -> anyhow::Result<ExitCode> {
 /// Docker's rule (`RestartManager.ShouldRestart`, and that it has been started before).
 fn is_wanted(container: &Container) -> bool {
     let record = &container.record;
-    let is_over = record.status == Status::Exited && !record.started_at.is_empty() && !record.is_watched();
+    // The monitor of one that has just been stopped may be at its end: the lock is waited for.
+    let is_over = record.status == Status::Exited && !record.started_at.is_empty();
     is_over
         && !container.config.is_foreground
         && match container.config.restart {

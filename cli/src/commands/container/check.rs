@@ -88,7 +88,17 @@ impl Checker<'_> {
         };
         let name = container.config.name.clone();
         let is_settled = !container.record.is_abandoned();
-        if !is_settled && !container.config.is_foreground {
+        // Its own run would hold the lock; its program may be about to end, for that.
+        if container.config.is_foreground && container.record.status != Status::Exited {
+            drop(lock);
+            let what = format!("container {name}: its run was killed, or the machine stopped while it ran");
+            self.found(what, "ended", crate::commands::run::settle_killed);
+            if self.repair && path.exists() {
+                stopped.insert(id.to_owned());
+            }
+            return Ok(path.exists());
+        }
+        if !is_settled {
             let what =
                 format!("container {name}: its monitor was killed, or the machine stopped while it ran");
             self.found(what, "settled as ended", || super::store::settle(path));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use layerfs_runner::cgroup::Hierarchies;
 use layerfs_runner::monitor::health::HealthCheck;
 use layerfs_runner::monitor::restart::RestartPolicy;
 use serde::{Deserialize, Serialize};
@@ -299,6 +300,27 @@ pub(crate) struct Resources {
 }
 
 impl Resources {
+    /// The limit of memory and swap together, in bytes; -1: without limit, 0: none is set. With a limit of memory alone it
+    /// is docker's default, as much swap as memory.
+    pub(crate) fn swap(&self) -> i64 {
+        match (self.memory_swap, self.memory) {
+            (0, memory) if memory > 0 => memory.saturating_mul(2),
+            (swap, _) => swap,
+        }
+    }
+
+    /// As [`to_spec`](Self::to_spec), without a limit of swap that nobody has asked for where the kernel has none.
+    pub(crate) fn to_spec_here(&self) -> serde_json::Value {
+        let mut spec = self.to_spec();
+        if self.memory_swap == 0
+            && let Some(memory) = spec.get_mut("memory").and_then(serde_json::Value::as_object_mut)
+            && !Hierarchies::discover().is_ok_and(|hierarchies| hierarchies.can_limit_swap())
+        {
+            memory.remove("swap");
+        }
+        spec
+    }
+
     /// As the specification's `linux.resources`.
     pub(crate) fn to_spec(&self) -> serde_json::Value {
         use serde_json::{Value, json};
@@ -310,12 +332,8 @@ impl Resources {
             }
         };
         set(&mut memory, "limit", json!(self.memory), self.memory != 0);
-        let swap = match (self.memory_swap, self.memory) {
-            // Docker's default: as much swap as memory.
-            (0, memory) if memory > 0 => memory.saturating_mul(2),
-            (swap, _) => swap,
-        };
-        set(&mut memory, "swap", json!(swap), self.memory_swap != 0);
+        let swap = self.swap();
+        set(&mut memory, "swap", json!(swap), swap != 0);
         set(&mut memory, "reservation", json!(self.memory_reservation), self.memory_reservation != 0);
         set(&mut memory, "disableOOMKiller", json!(true), self.oom_kill_disable);
         set(&mut cpu, "shares", json!(self.cpu_shares), self.cpu_shares != 0);
@@ -342,6 +360,19 @@ impl ContainerConfig {
         self.log_driver == "passthrough"
     }
 
+    /// The container, by its id, of whose namespaces it shares one.
+    pub(crate) fn joined(&self) -> Option<&str> {
+        let network = match &self.network {
+            NetworkMode::Container(id) => Some(id.as_str()),
+            _ => None,
+        };
+        let others = [&self.pid, &self.ipc].into_iter().filter_map(|mode| match mode {
+            NamespaceMode::Container(id) => Some(id.as_str()),
+            _ => None,
+        });
+        network.into_iter().chain(others).next()
+    }
+
     /// The program and its arguments.
     pub(crate) fn args(&self) -> Vec<String> {
         self.entrypoint.iter().chain(&self.cmd).cloned().collect()
@@ -358,6 +389,10 @@ mod tests {
             Resources { memory: 64 << 20, nano_cpus: 1_500_000_000, pids_limit: 50, ..Resources::default() };
         let spec = resources.to_spec();
         assert_eq!(spec["memory"]["limit"], 64 << 20);
+        // Docker's default.
+        assert_eq!(spec["memory"]["swap"], 128 << 20);
+        let swap = |memory, memory_swap| Resources { memory, memory_swap, ..Resources::default() }.swap();
+        assert_eq!((swap(0, 0), swap(10, -1), swap(10, 15)), (0, -1, 15));
         assert_eq!(
             (spec["cpu"]["quota"].as_i64(), spec["cpu"]["period"].as_u64()),
             (Some(150_000), Some(100_000))

@@ -20,6 +20,7 @@ use clap::Args;
 use self::place::{Kind, Root};
 use self::unpack::Owner;
 use super::store::Containers;
+use crate::commands::run::store_root;
 use crate::exit::Usage;
 use crate::images::human;
 use crate::ui;
@@ -96,7 +97,8 @@ pub(crate) fn copy(args: CopyArgs) -> anyhow::Result<ExitCode> {
         }
         // The machine's side first: entering the container's user namespace must not change what is found there.
         (End::Container(from, _), End::Container(to, _)) => {
-            (Some(Root::of_container(from)?), Some(Root::of_container(to)?))
+            let (from, to) = between(from, to)?;
+            (Some(from), Some(to))
         }
         (End::Container(from, _), _) => {
             let here = Root::here()?;
@@ -135,8 +137,10 @@ pub(crate) fn copy(args: CopyArgs) -> anyhow::Result<ExitCode> {
         }
         _ => bail!("nothing to copy"),
     };
+    // The target first: in the same container it is the source's mount that it is in.
+    let written = to.finish();
     from.finish()?;
-    to.finish()?;
+    written?;
     for (end, action) in [(&source, "archive-path"), (&target, "extract-to-dir")] {
         if let End::Container(name, _) = end
             && let Ok(container) = Containers::open().and_then(|containers| containers.find(name))
@@ -148,6 +152,24 @@ pub(crate) fn copy(args: CopyArgs) -> anyhow::Result<ExitCode> {
         ui::note(format_args!("Successfully copied {} to {}", human::size(bytes), args.target.display()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Two containers, or twice the same. Each that does not run is locked: all who copy between two of them do so in one order.
+fn between(from: &str, to: &str) -> anyhow::Result<(Root, Root)> {
+    let containers = Containers::at(&store_root()?)?;
+    let (first, second) = (containers.find(from)?, containers.find(to)?);
+    let (first, second) = (first.id(), second.id());
+    if first == second {
+        let root = Root::of_container(first)?;
+        let again = root.again()?;
+        return Ok((root, again));
+    }
+    if first < second {
+        let from = Root::of_container(first)?;
+        return Ok((from, Root::of_container(second)?));
+    }
+    let to = Root::of_container(second)?;
+    Ok((Root::of_container(first)?, to))
 }
 
 fn into_directory(to: &Root, path: &Path) -> anyhow::Result<()> {

@@ -48,13 +48,14 @@ pub(crate) struct CreateArgs {
 }
 
 pub(crate) fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
-    let containers = Containers::open()?;
-    let (container, _lock) = make(&containers, &args.options, args.rootfs, args.words, false)?;
+    let containers = Containers::open_joining(args.options.namespaces())?;
+    let (container, _lock) = make(&containers, &args.options, args.rootfs, args.words, true)?;
     ui::print(format!("{}\n", container.id()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes it; the lock on it comes along.
+/// Makes it; the lock on it comes along. All but what is run detached counts as attached, as with docker: the first that
+/// brings it input is also the last.
 pub(super) fn make(
     containers: &Containers,
     options: &CreateOptions,
@@ -289,11 +290,14 @@ pub(super) fn fill(
     config.cgroup_host = is_host("cgroupns", &options.cgroupns, &["", "private"])?;
     config.cgroup_parent = options.cgroup_parent.clone().unwrap_or_default();
     config.oom_score_adj = options.oom_score_adj;
+    if let Some(bogus) = options.dns.iter().find(|text| text.parse::<std::net::IpAddr>().is_err()) {
+        bail!(Usage(format!("invalid argument \"{bogus}\" for \"--dns\": {bogus} is not an ip address")));
+    }
     config.dns.clone_from(&options.dns);
     config.dns_search.clone_from(&options.dns_search);
     config.dns_options.clone_from(&options.dns_option);
     for host in &options.add_host {
-        match host.split_once([':', '=']) {
+        match host.split_once([':', '=']).map(|(name, address)| (name, without_brackets(address))) {
             Some((name, address))
                 if !name.is_empty()
                     && (address.parse::<std::net::IpAddr>().is_ok()
@@ -437,3 +441,8 @@ pub(super) fn new_id() -> anyhow::Result<String> {
 
 /// Sorted pairs; kept here for what is common to options of the form `NAME=VALUE`.
 type Pairs = BTreeMap<String, String>;
+
+/// An address of IPv6 may stand in them.
+fn without_brackets(address: &str) -> &str {
+    address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address)
+}

@@ -16,10 +16,12 @@ use rustix::fs::MemfdFlags;
 use super::body::ExecDescription;
 use super::create_values::environment;
 use super::options::CreateOptions;
+use layerfs_runner::monitor::record::Status;
+
 use super::session::{DETACH_KEYS, DetachKeys, Ending, Manner, stay};
 use super::start::NotStarted;
 use super::store::Containers;
-use crate::exit::{Hinted, Usage};
+use crate::exit::{self, Hinted, Usage};
 use crate::ui;
 
 /// Exit code when the command could not be executed, as docker has it.
@@ -91,6 +93,9 @@ pub(crate) fn exec(args: ExecArgs) -> anyhow::Result<ExitCode> {
     }
     let mut connection = match container.connect()? {
         Some(connection) if container.is_running() => connection,
+        _ if container.record.status == Status::Restarting => {
+            bail!("Container {} is restarting, wait until the container is running", container.id())
+        }
         _ => bail!("container {} is not running", container.id()),
     };
     let memory =
@@ -120,6 +125,7 @@ pub(crate) fn exec(args: ExecArgs) -> anyhow::Result<ExitCode> {
     match stay(connection, manner, &signals)? {
         Ending::Exited(code) => Ok(ExitCode::from(code)),
         Ending::Detached => Ok(ExitCode::SUCCESS),
+        Ending::Unread => Ok(ExitCode::from(exit::UNREAD)),
         Ending::Failed { kind, words } => failed(&NotStarted { kind, words }),
         // The container has ended, and its processes with it.
         Ending::Lost => Ok(ExitCode::from(137)),

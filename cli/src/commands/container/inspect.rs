@@ -10,6 +10,7 @@ use super::config::{ContainerConfig, MountSpec};
 use super::prune::disk_usage;
 use super::store::{Container, Containers, LOG};
 use crate::commands::image::inspect::{self as image, print};
+use crate::commands::{network, volume};
 use crate::exit::{self, Usage};
 use crate::{images, ui};
 
@@ -27,7 +28,9 @@ pub(crate) struct ContainerInspectArgs {
     containers: Vec<String>,
 }
 
-/// Show all that is known of containers and images, as JSON
+/// Show all that is known of containers, images, networks and volumes, as JSON
+///
+/// A name is looked for in this order.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// A Go template, or `json`
@@ -36,7 +39,7 @@ pub(crate) struct InspectArgs {
     /// Also sizes of containers
     #[arg(short, long)]
     size: bool,
-    /// Only of this type: container or image
+    /// Only of this type: container, image, network or volume
     #[arg(long, value_name = "TYPE")]
     r#type: Option<String>,
     /// Names or ids
@@ -50,25 +53,28 @@ pub(crate) fn container_inspect(args: ContainerInspectArgs) -> anyhow::Result<Ex
 }
 
 pub(crate) fn inspect(args: InspectArgs) -> anyhow::Result<ExitCode> {
-    let (as_container, as_image) = match args.r#type.as_deref() {
-        None => (true, true),
-        Some("container") => (true, false),
-        Some("image") => (false, true),
+    let kinds = match args.r#type.as_deref() {
+        None => &["container", "image", "network", "volume"][..],
+        Some(kind @ ("container" | "image" | "network" | "volume")) => &[kind],
         Some(other) => return Err(Usage(format!("\"{other}\" is not a valid value for --type")).into()),
     };
     let containers = Containers::open()?;
-    let store = if as_image { Some(images::open_store()?) } else { None };
+    let store = if kinds.contains(&"image") { Some(images::open_store()?) } else { None };
+    let find = |kind: &str, name: &str| match (kind, &store) {
+        ("image", Some(store)) => images::find(store, name).map(|found| image::document(store, &found)),
+        ("network", _) => network::inspect::document(name),
+        ("volume", _) => volume::inspect::document(name),
+        _ => containers.find(name).map(|found| document(&found, args.size)),
+    };
     let (mut documents, mut failed) = (Vec::new(), false);
     for name in &args.names {
-        let found = if as_container {
-            containers.find(name).map(|c| document(&c, args.size))
-        } else {
-            Err(anyhow::anyhow!(""))
-        };
-        let found = match (found, &store) {
-            (Err(_), Some(store)) => images::find(store, name).map(|found| image::document(store, &found)),
-            (found, _) => found,
-        };
+        let mut found = Err(anyhow::anyhow!("No such object: {name}"));
+        for kind in kinds {
+            found = find(kind, name);
+            if found.is_ok() {
+                break;
+            }
+        }
         match found {
             Ok(document) => documents.push(document),
             Err(error) => {
@@ -136,9 +142,19 @@ fn document(container: &Container, size: bool) -> Value {
         document["State"]["Health"] = json!(health);
     }
     if size {
-        document["SizeRw"] = disk_usage(&container.directory.join("upper")).into();
+        let own = disk_usage(&container.directory.join("upper"));
+        document["SizeRw"] = own.into();
+        document["SizeRootFs"] = (own + image_size(container)).into();
     }
     document
+}
+
+/// Bytes of the files of its image, unpacked; none of a container without one.
+fn image_size(container: &Container) -> u64 {
+    let Some(id) = &container.config.image else { return 0 };
+    images::open_store()
+        .and_then(|store| Ok(store.unpacked_size(&images::find(&store, id)?)))
+        .unwrap_or_default()
 }
 
 fn host_config(config: &ContainerConfig) -> Value {
@@ -218,7 +234,7 @@ fn limits(config: &ContainerConfig) -> Value {
             "PathOnHost": device.source, "PathInContainer": device.target, "CgroupPermissions": device.access,
         })).collect::<Vec<_>>(),
         "MemoryReservation": resources.memory_reservation,
-        "MemorySwap": resources.memory_swap,
+        "MemorySwap": resources.swap(),
         "OomKillDisable": resources.oom_kill_disable,
         "PidsLimit": if resources.pids_limit == 0 { Value::Null } else { json!(resources.pids_limit) },
         "Ulimits": config.ulimits.iter().map(|limit| json!({

@@ -39,7 +39,7 @@ pub(crate) struct Subject {
 impl Subject {
     /// Finds the container that `name` means, and opens its layers.
     pub(crate) fn open(name: &str) -> anyhow::Result<Self> {
-        Self::of(Containers::open()?.find(name)?)
+        Self::of(Containers::open_beside(name)?.find(name)?)
     }
 
     /// Opens the layers of a container.

@@ -15,9 +15,9 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::inotify;
 use serde::Deserialize;
 
-use super::list::moment;
 use super::store::{Container, Containers, LOG};
 use crate::exit::Usage;
+use crate::moment::{self, Moment};
 use crate::ui;
 
 /// Show what a container has written
@@ -55,17 +55,17 @@ struct Entry {
 }
 
 struct Reader {
-    since: Option<i64>,
-    until: Option<i64>,
+    since: Option<Moment>,
+    until: Option<Moment>,
     timestamps: bool,
 }
 
 pub(crate) fn logs(args: LogsArgs) -> anyhow::Result<ExitCode> {
     let time = |text: &Option<String>, name: &str| match text.as_deref() {
         None => Ok(None),
-        Some(text) => {
-            moment(text).map(Some).ok_or_else(|| Usage(format!("invalid value for \"{name}\": {text}")))
-        }
+        Some(text) => moment::parse(text)
+            .map(Some)
+            .ok_or_else(|| Usage(format!("invalid value for \"{name}\": {text}"))),
     };
     let reader = Reader {
         since: time(&args.since, "since")?,
@@ -207,7 +207,7 @@ impl Reader {
     /// A line that is to be shown.
     fn entry(&self, line: &[u8]) -> Option<Entry> {
         let entry: Entry = serde_json::from_slice(line).ok()?;
-        let time = super::list::seconds(&entry.time);
+        let time = layerfs_image::time::parse(&entry.time).unwrap_or_default();
         let is_wanted =
             self.since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time <= until);
         is_wanted.then_some(entry)

@@ -10,6 +10,7 @@ use layerfs_network::files::{self, Dns, HostResolver, Reach};
 use layerfs_network::ports::{self, ExposedPort, PortMapping, Protocol, Published};
 use layerfs_network::userland::Program;
 use layerfs_network::{Attachment, Driver, Lease, Mac, Namespace, Network, Request};
+use layerfs_runner::host;
 use layerfs_runner::state::ProcessIdentity;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -93,14 +94,9 @@ fn mac(text: &str) -> anyhow::Result<Mac> {
     text.parse::<Mac>().map_err(|error| Usage(error.to_string()).into())
 }
 
-/// Root of the machine may; an ordinary user is root too by now, of a user namespace.
-fn may_make_bridges() -> bool {
-    rustix::process::geteuid().is_root() && layerfs_runner::host::is_initial_user_namespace().unwrap_or(true)
-}
-
 /// The mode that the first `--network` means: whether there is such a network is known when it is looked for.
 pub(super) fn mode(options: &CreateOptions, containers: &Containers) -> anyhow::Result<NetworkMode> {
-    let is_root = may_make_bridges();
+    let is_root = !host::is_rootless();
     let usual = || std::env::var(DEFAULT_NETWORK).ok().filter(|name| !name.is_empty());
     let first = wanted(options)?.into_iter().next().map(|(name, _)| name).or_else(usual);
     let name = match first.as_deref() {
@@ -189,7 +185,7 @@ pub(super) fn spec(options: &CreateOptions, config: &ContainerConfig) -> anyhow:
         NetworkMode::None if !found.ports.is_empty() => {
             bail!(Hinted {
                 message: "ports can be published from a network only".into(),
-                hint: match may_make_bridges() {
+                hint: match !host::is_rootless() {
                     true => "leave out --network none".into(),
                     false => "install pasta (package passt) or slirp4netns".into(),
                 }
@@ -292,7 +288,7 @@ fn join_named(
     directory: &Path,
     pid: Pid,
 ) -> anyhow::Result<Vec<OwnedFd>> {
-    let dns: Vec<IpAddr> = config.dns.iter().filter_map(|text| text.parse().ok()).collect();
+    let dns = servers(config);
     let networks = open()?;
     // What an earlier life of it has left.
     networks.detach(&config.id, None).map_err(told)?;
@@ -363,7 +359,7 @@ fn leave_userland(directory: &Path) -> anyhow::Result<()> {
 pub(super) fn leave(config: &ContainerConfig, directory: &Path) -> anyhow::Result<()> {
     leave_userland(directory)?;
     let root = crate::commands::run::store_root()?;
-    if !may_make_bridges() || !root.join("networks").is_dir() {
+    if host::is_rootless() || !root.join("networks").is_dir() {
         return Ok(());
     }
     let networks = open()?;
@@ -391,14 +387,50 @@ fn write_files(
         config.hosts.iter().map(|text| files::parse_add_host(text)).collect::<Result<_, _>>()?;
     let gateway = attachments.first().and_then(|first| first.network.v4()).map(|subnet| subnet.gateway);
     let hosts = files::hosts(&own, &[&config.hostname, &config.name], &extra, gateway)?;
-    let named: Vec<IpAddr> = attachments.iter().flat_map(Attachment::name_servers).collect();
+    std::fs::write(directory.join("hosts"), hosts)?;
+    let networks = attachments.iter().map(|attachment| &attachment.network);
+    write_resolver(config, directory, networks, servers)
+}
+
+fn write_resolver<'a>(
+    config: &ContainerConfig,
+    directory: &Path,
+    networks: impl Iterator<Item = &'a Network>,
+    servers: Vec<IpAddr>,
+) -> anyhow::Result<()> {
+    let named: Vec<IpAddr> = networks.flat_map(Network::name_servers).collect();
     let reach = if named.is_empty() { Reach::Plain } else { Reach::Named(&named) };
     let dns = Dns { servers, search: config.dns_search.clone(), options: config.dns_options.clone() };
     let resolv = files::resolv_conf(&HostResolver::for_containers(), &dns, reach);
-    for (name, text) in [("hosts", hosts), ("resolv.conf", resolv)] {
-        std::fs::write(directory.join(name), text)?;
-    }
+    std::fs::write(directory.join("resolv.conf"), resolv)?;
     Ok(())
+}
+
+/// After a running container has come into a network, or has left one: other name servers may answer it. `/etc/hosts` is
+/// left as it is: its program may have changed it.
+pub(crate) fn networks_changed(id: &str) -> anyhow::Result<()> {
+    let container = Containers::open()?.find(id)?;
+    let networks = open()?;
+    let leases = networks.leases_of(container.id()).map_err(told)?;
+    let joined = leases
+        .iter()
+        .map(|lease| networks.find(&lease.network).map_err(told))
+        .collect::<Result<Vec<_>, _>>()?;
+    let servers = servers(&container.config);
+    write_resolver(&container.config, &container.directory, joined.iter(), servers)
+        .with_context(|| format!("write resolv.conf of container {}", container.short()))
+}
+
+/// After a container has another name: what its networks call it.
+pub(super) fn renamed(config: &ContainerConfig) -> anyhow::Result<()> {
+    match config.network {
+        NetworkMode::Named(_) => open()?.rename(&config.id, &config.name).map_err(told),
+        _ => Ok(()),
+    }
+}
+
+fn servers(config: &ContainerConfig) -> Vec<IpAddr> {
+    config.dns.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Docker's `NetworkSettings`.
@@ -509,7 +541,7 @@ pub(super) fn ports_of((first, last): (u16, u16)) -> String {
 
 /// Its networks as they are now; none where that cannot be found out.
 fn leases(id: &str) -> Vec<Lease> {
-    if !may_make_bridges() {
+    if host::is_rootless() {
         return Vec::new();
     }
     open().and_then(|networks| networks.leases_of(id).map_err(told)).unwrap_or_default()
@@ -518,7 +550,7 @@ fn leases(id: &str) -> Vec<Lease> {
 /// All leases there are, for lists; none where they cannot be read.
 pub(super) fn all_leases() -> Vec<Lease> {
     let is_any = crate::commands::run::store_root().is_ok_and(|root| root.join("networks").is_dir());
-    if !may_make_bridges() || !is_any {
+    if host::is_rootless() || !is_any {
         return Vec::new();
     }
     open().and_then(|networks| networks.leases().map_err(told)).unwrap_or_default()

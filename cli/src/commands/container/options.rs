@@ -251,3 +251,10 @@ pub(crate) struct CreateOptions {
     #[arg(long, value_name = "PLATFORM")]
     pub(crate) platform: Option<String>,
 }
+
+impl CreateOptions {
+    /// What was asked for of the namespaces that another container may share.
+    pub(super) fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.network.iter().chain(&self.pid).chain(&self.ipc).map(String::as_str)
+    }
+}

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Args;
 
+use super::network;
 use super::store::Containers;
 use crate::events;
 
@@ -37,6 +38,8 @@ pub(crate) fn rename(args: RenameArgs) -> anyhow::Result<ExitCode> {
     let (gone, id) = (if saved.is_ok() { &old } else { &container.config.name }, container.id());
     containers.free_name(gone, id);
     saved?;
+    // While it runs, others find it by the new name at once.
+    network::renamed(&container.config)?;
     events::container("rename", &container.config, &[("oldName", &format!("/{old}"))]);
     Ok(ExitCode::SUCCESS)
 }

@@ -36,7 +36,7 @@ pub(crate) fn run(run: Run) -> anyhow::Result<ExitCode> {
     if detach && options.rm && options.restart != "no" {
         return Err(Usage("conflicting options: cannot specify both --restart and --rm".into()).into());
     }
-    let containers = Containers::open()?;
+    let containers = Containers::open_joining(options.namespaces())?;
     let (container, lock) = create::make(&containers, &options, rootfs, words, !detach)?;
     if detach {
         return match detached(&container, lock) {

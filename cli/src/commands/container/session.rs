@@ -1,5 +1,6 @@
 //! Being with a program through its monitor: streams, terminal, signals, detaching.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 
 use anyhow::Context;
@@ -35,6 +36,8 @@ pub(super) enum Ending {
     Exited(u8),
     /// The user left.
     Detached,
+    /// Nobody reads what the program writes. It goes on.
+    Unread,
     /// The program could not be run.
     Failed { kind: FailureKind, words: String },
     /// The monitor is gone, and did not say how the program ended.
@@ -91,9 +94,15 @@ pub(super) fn stay(mut connection: Connection, manner: Manner, signals: &Signals
         }
         if from {
             match connection.receive().context("hear from the monitor")? {
-                // A reader that went away is no error: the program goes on.
-                Message::Output(bytes) => drop(ui::pass_on(false, bytes)),
-                Message::Error(bytes) => drop(ui::pass_on(true, bytes)),
+                message @ (Message::Output(bytes) | Message::Error(bytes)) => {
+                    let to_stderr = matches!(message, Message::Error(_));
+                    // Any other fault, a full disk, costs what it was met with.
+                    if ui::pass_on(to_stderr, bytes).is_err_and(|error| error.kind() == ErrorKind::BrokenPipe)
+                    {
+                        connection.detach().ok();
+                        return Ok(Ending::Unread);
+                    }
+                }
                 Message::End => return Ok(Ending::Lost),
                 Message::Event(Event::Exited { code }) => return Ok(Ending::Exited(code)),
                 Message::Event(Event::Failed { kind, words }) => return Ok(Ending::Failed { kind, words }),

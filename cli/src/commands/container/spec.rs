@@ -40,6 +40,8 @@ pub(super) fn all_capabilities() -> Vec<String> {
 pub(super) fn document(container: &Container, merged: &Path, identity: &Identity) -> anyhow::Result<Value> {
     let config = &container.config;
     let held = held(config);
+    let in_user_namespace =
+        !host::is_initial_user_namespace().context("read the ids of this user namespace")?;
     let spec = default_spec(&DefaultSpec {
         root: merged.to_owned(),
         root_read_only: config.read_only,
@@ -48,8 +50,7 @@ pub(super) fn document(container: &Container, merged: &Path, identity: &Identity
         is_root: identity.uid == 0,
         no_new_privileges: config.no_new_privileges,
         cgroup_name: None,
-        in_user_namespace: !host::is_initial_user_namespace()
-            .context("read the ids of this user namespace")?,
+        in_user_namespace,
         without_tty_group: !host::has_group(TTY_GROUP).context("read the groups of this user namespace")?,
     });
     let mut spec = serde_json::to_value(spec).context("make the runtime's document")?;
@@ -72,8 +73,8 @@ pub(super) fn document(container: &Container, merged: &Path, identity: &Identity
         spec["linux"]["readonlyPaths"] = json!([]);
     }
     mounts(container, merged, &mut spec)?;
-    devices(config, &mut spec)?;
-    if let Value::Object(wanted) = config.resources.to_spec() {
+    devices(config, in_user_namespace, &mut spec)?;
+    if let Value::Object(wanted) = config.resources.to_spec_here() {
         for (name, value) in wanted {
             spec["linux"]["resources"][name] = value;
         }
@@ -183,8 +184,17 @@ fn other(id: &str, what: &str) -> anyhow::Result<Container> {
 
 /// The path of a namespace of another container.
 fn namespace_of(id: &str, what: &str, file: &str) -> anyhow::Result<String> {
-    let pid = other(id, what)?.record.process.map_or(0, |process| process.pid);
-    Ok(format!("/proc/{pid}/ns/{file}"))
+    let other = other(id, what)?;
+    let path = format!("/proc/{}/ns/{file}", other.record.process.map_or(0, |process| process.pid));
+    match fs::File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => bail!(
+            "cannot join the {what} of container {}: it is in another user namespace; an ordinary user's container can \
+             join one other, and those that were started in the user namespace of that",
+            other.config.name
+        ),
+        // What else may be wrong with it, the runtime tells.
+        _ => Ok(path),
+    }
 }
 
 fn namespaces(config: &ContainerConfig, spec: &mut Value) -> anyhow::Result<()> {
@@ -225,7 +235,10 @@ fn namespaces(config: &ContainerConfig, spec: &mut Value) -> anyhow::Result<()> 
         && let Some(mounts) = spec["mounts"].as_array_mut()
     {
         mounts.retain(|mount| mount["destination"] != "/dev/mqueue");
-        mounts.push(json!({"destination": "/dev/mqueue", "type": "bind", "source": "/dev/mqueue", "options": ["rbind", "nosuid", "noexec", "nodev"]}));
+        // A machine that has no place for message queues shows none.
+        if Path::new("/dev/mqueue").is_dir() {
+            mounts.push(json!({"destination": "/dev/mqueue", "type": "bind", "source": "/dev/mqueue", "options": ["rbind", "nosuid", "noexec", "nodev"]}));
+        }
     }
     Ok(())
 }
@@ -354,9 +367,10 @@ fn mounts(container: &Container, merged: &Path, spec: &mut Value) -> anyhow::Res
     Ok(())
 }
 
-fn devices(config: &ContainerConfig, spec: &mut Value) -> anyhow::Result<()> {
+fn devices(config: &ContainerConfig, in_user_namespace: bool, spec: &mut Value) -> anyhow::Result<()> {
     let mut rules = Vec::new();
     let mut devices = Vec::new();
+    let mut shown = Vec::new();
     if config.privileged {
         rules.push(json!({"allow": true, "access": "rwm"}));
         let host = fs::read_dir("/dev").context("list /dev")?;
@@ -396,7 +410,12 @@ fn devices(config: &ContainerConfig, spec: &mut Value) -> anyhow::Result<()> {
                         "allow": true, "type": device["type"], "major": device["major"], "minor": device["minor"],
                         "access": wanted.access,
                     }));
-                    devices.push(device);
+                    // A user namespace may make none, and only here is it known what the machine calls it.
+                    match in_user_namespace {
+                        true => shown.push(json!({"destination": target, "type": "bind", "source": source,
+                                                  "options": ["bind", "rprivate", "nosuid", "noexec"]})),
+                        false => devices.push(device),
+                    }
                 }
                 None if is_directory => {}
                 None => bail!("{}: not a device node", words()),
@@ -417,6 +436,9 @@ fn devices(config: &ContainerConfig, spec: &mut Value) -> anyhow::Result<()> {
             list.retain(|other| other["path"] != device["path"]);
             list.push(device);
         }
+    }
+    if let Some(list) = spec["mounts"].as_array_mut() {
+        list.extend(shown);
     }
     if let Some(list) = spec["linux"]["resources"]["devices"].as_array_mut() {
         list.extend(rules);

@@ -15,7 +15,7 @@ use layerfs_runner::{FailureKind, monitor};
 use super::each;
 use super::session::{DETACH_KEYS, DetachKeys, Ending, Manner, stay};
 use super::store::{Container, Containers, Locked};
-use crate::exit::Usage;
+use crate::exit::{self, Usage};
 use crate::ui;
 
 /// Start containers that have ended, or have never run
@@ -40,7 +40,7 @@ pub(crate) struct StartArgs {
 }
 
 pub(crate) fn start(args: StartArgs) -> anyhow::Result<ExitCode> {
-    let containers = Containers::open()?;
+    let containers = Containers::open_to_start(&args.containers)?;
     if args.attach || args.interactive {
         let [name] = &args.containers[..] else {
             return Err(Usage("you cannot start and attach multiple containers at once".into()).into());
@@ -143,6 +143,7 @@ pub(super) fn code_of(ending: Ending, container: &Container, setup: u8) -> anyho
     match ending {
         Ending::Exited(code) => Ok(code),
         Ending::Detached => Ok(0),
+        Ending::Unread => Ok(exit::UNREAD),
         Ending::Failed { kind, words } => {
             let error = NotStarted { kind, words };
             let code = error.code(setup);

@@ -59,8 +59,8 @@ pub(crate) fn stats(args: StatsArgs) -> anyhow::Result<ExitCode> {
         if !args.no_stream && ui::width().is_some() {
             ui::print("\u{1b}[H\u{1b}[J")?;
         }
-        listing::print(&rows, &COLUMNS, &COLUMNS, args.format.as_deref())?;
-        if args.no_stream {
+        let is_read = listing::print(&rows, &COLUMNS, &COLUMNS, args.format.as_deref())?;
+        if args.no_stream || !is_read {
             return Ok(ExitCode::SUCCESS);
         }
     }

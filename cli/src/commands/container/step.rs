@@ -59,9 +59,14 @@ impl StepOptions {
     }
 }
 
-/// Makes the directory of a step.
-pub(crate) fn make_directory(directory: &Path, config: &ContainerConfig) -> anyhow::Result<()> {
+/// Makes the directory of a step. The answer is the lock that tells others that the step runs: its build and its own process
+/// both hold it.
+pub(crate) fn make_directory(directory: &Path, config: &ContainerConfig) -> anyhow::Result<OwnedFd> {
     let words = || format!("make {}", directory.display());
+    let steps = directory.parent().unwrap_or(directory);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(steps).with_context(words)?;
+    // Nobody looks meanwhile: a directory without its lock is what a killed build left.
+    let _making = lock_all(steps, rustix::fs::FlockOperation::LockShared)?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(words)?;
     let kept = ContainerConfig {
         id: config.id.clone(),
@@ -69,10 +74,19 @@ pub(crate) fn make_directory(directory: &Path, config: &ContainerConfig) -> anyh
         networking: config.networking.clone(),
         ..ContainerConfig::default()
     };
-    fs::write(directory.join(CONFIG), serde_json::to_vec(&kept)?).with_context(words)
+    fs::write(directory.join(CONFIG), serde_json::to_vec(&kept)?).with_context(words)?;
+    lock(directory)
 }
 
-/// Takes the lock that tells others that a step runs: its build and its own process both hold it.
+/// Locks the directory of all steps: shared to add one, exclusively to see which are left over.
+fn lock_all(steps: &Path, how: rustix::fs::FlockOperation) -> anyhow::Result<fs::File> {
+    let words = || format!("lock {}", steps.display());
+    let file = fs::File::open(steps).with_context(words)?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&file, how)).with_context(words)?;
+    Ok(file)
+}
+
+/// Takes the lock of a step, too.
 pub(crate) fn lock(directory: &Path) -> anyhow::Result<OwnedFd> {
     let path = store::lock_path(directory);
     let file = store::open_lock(&path)?;
@@ -142,7 +156,7 @@ pub(crate) fn run(
 }
 
 /// Takes away what a step has left in `directory`, and the directory. Its process has ended.
-pub(crate) fn clean_up(directory: &Path) -> anyhow::Result<()> {
+fn clean_up(directory: &Path) -> anyhow::Result<()> {
     if let Ok(text) = fs::read(directory.join(CGROUP)) {
         let directories: Vec<PathBuf> = serde_json::from_slice(&text).unwrap_or_default();
         Cgroup::from_directories(directories).remove()?;
@@ -156,23 +170,27 @@ pub(crate) fn clean_up(directory: &Path) -> anyhow::Result<()> {
     remove_tree(directory)
 }
 
+/// As [`clean_up`], by the build of a step that ended, which still has its lock.
+pub(crate) fn finish(directory: &Path, lock: OwnedFd) -> anyhow::Result<()> {
+    let steps = directory.parent().unwrap_or(directory);
+    let _making = lock_all(steps, rustix::fs::FlockOperation::LockShared)?;
+    let cleaned = clean_up(directory);
+    drop(lock);
+    cleaned
+}
+
 /// Cleans up after steps in `steps` whose builds were killed.
 pub(crate) fn sweep(steps: &Path) -> anyhow::Result<()> {
-    let entries = match fs::read_dir(steps) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.with_context(|| format!("list {}", steps.display()))?,
-    };
-    for entry in entries {
+    if !steps.exists() {
+        return Ok(());
+    }
+    let _alone = lock_all(steps, rustix::fs::FlockOperation::LockExclusive)?;
+    for entry in fs::read_dir(steps).with_context(|| format!("list {}", steps.display()))? {
         let directory = entry?.path();
         let path = store::lock_path(&directory);
-        let is_free = match path.exists() {
-            true => store::try_lock_file(&path)?.is_some(),
-            // It is just being made, or was when its build was killed.
-            false => fs::metadata(&directory)
-                .and_then(|metadata| metadata.modified())
-                .is_ok_and(|made| made.elapsed().is_ok_and(|age| age.as_secs() > 60)),
-        };
-        if is_free {
+        // Without a lock nobody has it: its build was killed while it was made or taken away.
+        let lock = path.exists().then(|| store::try_lock_file(&path)).transpose()?;
+        if lock.is_none_or(|lock| lock.is_some()) {
             clean_up(&directory)?;
         }
     }

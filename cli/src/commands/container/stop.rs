@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 use layerfs_runner::monitor::protocol::{Event, Request};
+use layerfs_runner::monitor::record::Status;
 use layerfs_runner::runtime::parse_signal;
 
 use super::store::{Container, Containers, Locked};
@@ -69,7 +70,7 @@ pub(crate) fn stop(args: StopArgs) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn restart(args: RestartArgs) -> anyhow::Result<ExitCode> {
     let signal = args.signal.as_deref().map(signal_of).transpose()?;
-    let containers = Containers::open()?;
+    let containers = Containers::open_to_start(&args.containers)?;
     each(&args.containers, |name| {
         let mut container = containers.find(name)?;
         loop {
@@ -116,6 +117,12 @@ pub(crate) fn kill(args: KillArgs) -> anyhow::Result<ExitCode> {
         let container = containers.find(name)?;
         let not_running =
             || format!("cannot kill container: {name}: container {} is not running", container.id());
+        if container.record.status == Status::Restarting {
+            // There is no process, and none is to come.
+            end(&container, None, Some(0), false)?;
+            events::container("kill", &container.config, &[("signal", &signal.to_string())]);
+            return Ok(name.clone());
+        }
         let mut connection = match container.connect()? {
             Some(connection) if container.is_running() => connection,
             _ => bail!(not_running()),

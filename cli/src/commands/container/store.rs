@@ -72,6 +72,46 @@ impl Containers {
         Self::at(&root)
     }
 
+    /// As [`open`](Self::open), for a command that works with the container `name`: where that runs, an ordinary user
+    /// enters its user namespace, outside of which its root directory is nobody's to open.
+    pub(crate) fn open_beside(name: &str) -> anyhow::Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            let containers = Self::at(&store_root()?)?;
+            // What cannot be found is told by whoever looks for it next.
+            if let Ok(container) = containers.find(name)
+                && let Some(process) = container.record.process
+                && container.is_running()
+                && process.is_alive()
+            {
+                layerfs_runner::host::join_user_namespace(process.pid)
+                    .context("enter the container's user namespace")?;
+                return Ok(containers);
+            }
+        }
+        Self::open()
+    }
+
+    /// As [`open`](Self::open), for a command that starts a container with these namespaces: `container:NAME` in one of
+    /// them needs the user namespace of that container, which has all of its others.
+    pub(super) fn open_joining<'a>(modes: impl IntoIterator<Item = &'a str>) -> anyhow::Result<Self> {
+        match modes.into_iter().find_map(|mode| mode.strip_prefix("container:")) {
+            Some(name) => Self::open_beside(name),
+            None => Self::open(),
+        }
+    }
+
+    /// As [`open_joining`](Self::open_joining), for a command that starts these containers.
+    pub(super) fn open_to_start(names: &[String]) -> anyhow::Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            let containers = Self::at(&store_root()?)?;
+            let mut found = names.iter().filter_map(|name| containers.find(name).ok());
+            if let Some(other) = found.find_map(|found| found.config.joined().map(str::to_owned)) {
+                return Self::open_beside(&other);
+            }
+        }
+        Self::open()
+    }
+
     pub(super) fn at(root: &Path) -> anyhow::Result<Self> {
         let containers = Self { directory: root.join("containers"), names: root.join("names") };
         if !containers.names.is_dir() || !containers.directory.is_dir() {
@@ -135,6 +175,10 @@ impl Containers {
         let container = read(&directory)?;
         if !container.record.is_abandoned() {
             return Ok(container);
+        }
+        if container.config.is_foreground {
+            crate::commands::run::settle_killed()?;
+            return read(&directory);
         }
         // Its monitor may be about to write what it has done: the lock tells.
         match try_lock_file(&directory.join(LOCK)) {

@@ -79,7 +79,7 @@ pub(crate) fn update(args: UpdateArgs) -> anyhow::Result<ExitCode> {
             container.config.restart = restart;
         }
         if container.is_running() && resources != container.config.resources {
-            let spec = serde_json::from_value(resources.to_spec()).context("make limits of it")?;
+            let spec = serde_json::from_value(resources.to_spec_here()).context("make limits of it")?;
             Cgroup::borrowed(&container.record.cgroup).set_limits(&spec)?;
         }
         container.config.resources = resources;

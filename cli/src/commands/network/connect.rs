@@ -72,6 +72,7 @@ pub(crate) fn connect(args: ConnectArgs) -> anyhow::Result<ExitCode> {
             }
             return Err(told(error));
         }
+        container::network::networks_changed(&container.id)?;
         events::network("connect", &network.id, &network.name, &container.id);
     }
     Ok(ExitCode::SUCCESS)
@@ -106,6 +107,7 @@ pub(crate) fn disconnect(args: DisconnectArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(namespace) = namespace {
         networks.restore_default_route(&id, &namespace).map_err(told)?;
+        container::network::networks_changed(&id)?;
     }
     events::network("disconnect", &network.id, &network.name, &id);
     Ok(ExitCode::SUCCESS)

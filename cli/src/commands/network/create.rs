@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Args;
 use layerfs_network::NewNetwork;
+use layerfs_runner::host;
 
 use super::open::{open, told};
-use crate::exit::Usage;
+use crate::exit::{Hinted, Usage};
 use crate::ui;
 
 /// Create a network
@@ -67,6 +69,15 @@ pub(crate) fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
         options,
         labels: labels(&args.label),
     };
+    // Refused here: what nobody can use later is not made.
+    if host::is_rootless() {
+        bail!(Hinted {
+            message: format!("network {}: networks of bridges need root", new.name),
+            hint: "an ordinary user's containers have --network none, host, container:NAME, and pasta or slirp4netns \
+                   where one is installed"
+                .into(),
+        });
+    }
     let network = open()?.create(&new).map_err(told)?;
     crate::events::network("create", &network.id, &network.name, "");
     ui::print(format!("{}\n", network.id))?;

@@ -62,7 +62,7 @@ impl Filters {
     pub(crate) fn until(&self, created: &str) -> anyhow::Result<bool> {
         let created = layerfs_image::time::parse(created).map_or(0, |(seconds, _)| seconds);
         for value in self.values("until") {
-            if created >= crate::commands::image::list::point_in_time(value)? {
+            if created >= crate::moment::seconds(value)? {
                 return Ok(false);
             }
         }

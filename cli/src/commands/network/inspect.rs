@@ -22,6 +22,13 @@ pub(crate) struct InspectArgs {
     networks: Vec<String>,
 }
 
+/// One network's document, or why there is none.
+pub(crate) fn document(name: &str) -> anyhow::Result<serde_json::Value> {
+    let networks = open()?;
+    let leases = networks.leases().map_err(told)?;
+    Ok(networks.find(name).map_err(told)?.inspect(&leases))
+}
+
 pub(crate) fn inspect(args: InspectArgs) -> anyhow::Result<ExitCode> {
     let networks = open()?;
     let leases = networks.leases().map_err(told)?;

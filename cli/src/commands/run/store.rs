@@ -335,6 +335,9 @@ impl ContainerDirectory {
             process.kill().with_context(|| format!("kill process {}", process.pid))?;
         }
         Cgroup::from_directories(std::mem::take(&mut self.state.cgroup)).remove()?;
+        if self.state.status == Status::Running {
+            self.state.exit_code = Some(128 + 9);
+        }
         match self.state.remove {
             true => self.remove_all(),
             false => self.keep(),

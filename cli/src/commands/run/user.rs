@@ -46,7 +46,10 @@ impl Identity {
                 rustix::fs::openat(CWD, root, flags, Mode::empty()).context("open the container's root")?;
             let text = read_inside(&root, "etc/group").context("read /etc/group of the container")?;
             for name in groups {
-                identity.groups.push(group_id(name, &text)?);
+                let group = group_id(name, &text)?;
+                if !identity.groups.contains(&group) {
+                    identity.groups.push(group);
+                }
             }
         }
         Ok(identity)
@@ -57,9 +60,9 @@ impl Identity {
             Some((user, group)) => (user, Some(group)),
             None => (user, None),
         };
-        if user.is_empty() || wanted_group.is_some_and(str::is_empty) {
-            bail!("--user needs USER or USER:GROUP, with names or numbers");
-        }
+        // As docker: without a user it is root, without a group the user's own.
+        let user = if user.is_empty() { "0" } else { user };
+        let wanted_group = wanted_group.filter(|group| !group.is_empty());
         let number = user.parse::<u32>().ok();
         let entry = lines(passwd).find(|fields| {
             field(fields, 0) == Some(user.as_bytes()) || (number.is_some() && id(fields, 2) == number)
@@ -172,6 +175,9 @@ mod tests {
         assert_eq!(resolved("1000"), (1000, 100, vec![10, 29], "/home/me".into()));
         assert_eq!(resolved("me:audio"), (1000, 29, vec![], "/home/me".into()));
         assert_eq!(resolved("me:77"), (1000, 77, vec![], "/home/me".into()));
+        assert_eq!(resolved("me:"), resolved("me"));
+        assert_eq!(resolved(":100"), (0, 100, vec![], "/root".into()));
+        assert_eq!(resolved(":"), resolved("0"));
         assert_eq!(resolved("4242"), (4242, 0, vec![], "/".into()));
         // A name that looks like a number is a name first.
         assert_eq!(resolved("7"), (70, 70, vec![], "/".into()));
@@ -179,7 +185,7 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused() {
-        for user in ["nobody", "me:nogroup", "", ":", "me:", "bad"] {
+        for user in ["nobody", "me:nogroup", "bad"] {
             assert!(Identity::from_files(user, PASSWD, GROUP).is_err(), "{user:?}");
         }
         let without_files = Identity::from_files("0", b"", b"").unwrap();

@@ -18,6 +18,11 @@ pub(crate) struct InspectArgs {
     volumes: Vec<String>,
 }
 
+/// One volume's document, or why there is none.
+pub(crate) fn document(name: &str) -> anyhow::Result<serde_json::Value> {
+    Ok(super::open()?.find(name)?.inspect())
+}
+
 pub(crate) fn inspect(args: InspectArgs) -> anyhow::Result<ExitCode> {
     let volumes = super::open()?;
     let mut documents = Vec::new();

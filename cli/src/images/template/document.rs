@@ -140,6 +140,15 @@ pub(super) fn unset(field: &str) -> Option<&'static str> {
     })
 }
 
+/// As [`unset`], in an entry of a list: a mount, a layer of the history.
+pub(super) fn unset_in_list(field: &str) -> Option<&'static str> {
+    match field {
+        "Name" | "Driver" | "Source" | "Destination" | "Mode" | "Propagation" | "Type" => Some(TEXT),
+        "RW" => Some(BOOL),
+        _ => unset(field),
+    }
+}
+
 /// Whether the keys of what `path` leads to are for users to choose.
 pub(super) fn has_any_keys(path: &[String]) -> bool {
     match path {

@@ -34,7 +34,7 @@ impl Scope<'_> {
                     let value = self.pipeline(pipeline, dot)?;
                     match pipeline.variables.first() {
                         Some(name) => self.set(name, value),
-                        None => out.push_str(self.unset(pipeline, &value).unwrap_or(&shown(&value))),
+                        None => out.push_str(self.unset(pipeline, &value, dot).unwrap_or(&shown(&value))),
                     }
                 }
                 Node::If(condition, body, otherwise) => {
@@ -57,9 +57,12 @@ impl Scope<'_> {
     }
 
     /// What stands for a field of a document that has not been set.
-    fn unset(&self, pipeline: &Pipeline, value: &Value) -> Option<&'static str> {
+    fn unset(&self, pipeline: &Pipeline, value: &Value, dot: &Value) -> Option<&'static str> {
         match (self.known, value, pipeline.commands.as_slice()) {
             (Fields::Document, Value::Null, [command]) => match command.as_slice() {
+                [Operand::Field(fields)] if !std::ptr::eq(dot, self.root) => {
+                    document::unset_in_list(fields.last()?)
+                }
                 [Operand::Field(fields) | Operand::Variable(_, fields)] => {
                     let (last, path) = fields.split_last()?;
                     document::unset(last).filter(|_| !document::has_any_keys(path))
@@ -143,6 +146,13 @@ impl Scope<'_> {
                     values.extend(last.take());
                     functions::call(name, &values)?
                 }
+                // docker's one method with an argument.
+                Some((Operand::Field(fields), [name]))
+                    if fields.last().is_some_and(|last| last == "Label") =>
+                {
+                    let name = self.operand(name, dot)?;
+                    label(dot, name.as_str().unwrap_or_default())
+                }
                 Some((operand, [])) if last.is_none() => self.operand(operand, dot)?,
                 _ => return Err(error("only a function takes arguments")),
             };
@@ -202,6 +212,22 @@ impl Scope<'_> {
         }
         Ok(at.clone())
     }
+}
+
+/// The label `name` of a row; empty where it has none. A row has its labels as one text, `a=b,c=d`.
+fn label(row: &Value, name: &str) -> Value {
+    let labels = row.get("Labels").and_then(Value::as_str).unwrap_or_default();
+    let mut found: Option<String> = None;
+    for part in labels.split(',') {
+        match (part.split_once('='), &mut found) {
+            (Some((own, value)), None) if own == name => found = Some(value.to_owned()),
+            // A comma that belongs to the value.
+            (None, Some(value)) => *value = format!("{value},{part}"),
+            (Some(_), Some(_)) => break,
+            _ => {}
+        }
+    }
+    found.unwrap_or_default().into()
 }
 
 /// docker's words.

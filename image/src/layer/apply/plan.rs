@@ -124,10 +124,12 @@ impl Planner<'_> {
 
     /// Directories that are as they were but for their entries. Where others have changed entries too, the time is theirs.
     fn times(&mut self, chosen: &[Change]) -> Result<(), ApplyError> {
-        let holders = self.plan.steps.iter().map(|step| split(&step.path).0.to_vec());
+        let holders: BTreeSet<Vec<u8>> =
+            self.plan.steps.iter().map(|step| split(&step.path).0.to_vec()).collect();
         let directories =
             chosen.iter().filter(|change| change.is_directory).map(|change| change.path.clone());
-        let paths: BTreeSet<Vec<u8>> = holders.chain(directories).filter(|path| !path.is_empty()).collect();
+        let paths: BTreeSet<Vec<u8>> =
+            holders.iter().cloned().chain(directories).filter(|path| !path.is_empty()).collect();
         for path in paths {
             let words = || ApplyError::object("look at", &path);
             let now = lookup(self.stack, &path).map_err(words())?;
@@ -136,7 +138,9 @@ impl Planner<'_> {
             let is_same = now.kind() == FileType::Directory
                 && was.kind() == FileType::Directory
                 && same_attributes((self.stack, &now), (&self.lowers, &was)).map_err(words())?;
-            if is_same && !self.is_new(was.stat()) {
+            // One in which nothing is done has its time already, unless that itself was changed.
+            let is_touched = holders.contains(&path) || now.stat().mtime != was.stat().mtime;
+            if is_same && is_touched && !self.is_new(was.stat()) {
                 self.plan.times.push((path.clone(), now.stat().mtime));
             }
         }
@@ -198,9 +202,8 @@ impl Planner<'_> {
         }
         self.plan.moves |= action == Action::Put
             && now.as_ref().is_some_and(|now| {
-                !now.is_top()
-                    || now.is_metadata_only()
-                    || now.directory().is_some_and(MergedDirectory::has_lowers)
+                // A metadata-only copy, such as a link, gets its data while that is there: `removes_sources`.
+                !now.is_top() || now.directory().is_some_and(MergedDirectory::has_lowers)
             });
         if let Some(why) = self.conflict(&change.path, action, now.as_ref(), was.as_ref())? {
             self.plan.conflicts.push(Conflict { path: change.path.clone(), why });

@@ -84,6 +84,12 @@ impl Root {
         }
     }
 
+    /// The same tree once more. Must be finished before `self`.
+    pub(super) fn again(&self) -> anyhow::Result<Self> {
+        let root = self.root.try_clone().context("duplicate a descriptor")?;
+        Ok(Self { root, base: self.base.clone(), mounted: None })
+    }
+
     fn absolute(&self, path: &Path) -> PathBuf {
         self.base.join(path)
     }

@@ -61,7 +61,7 @@ Examples
 
 pub(crate) fn apply(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     let chosen = args.paths.iter().map(|path| path_in(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let containers = Containers::open()?;
+    let containers = Containers::open_beside(&args.container)?;
     let container = containers.find(&args.container)?;
     let root = root_of(&container)?.to_owned();
     if container.directory.join(JOURNAL).exists() && !args.dry_run {
@@ -85,6 +85,7 @@ pub(crate) fn apply(args: ApplyArgs) -> anyhow::Result<ExitCode> {
             hint: "name the paths to be applied, or use --force to lose what was changed there".into(),
         });
     }
+    refuse_moves(&planned, !container.is_running(), &args.container)?;
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
@@ -108,20 +109,8 @@ pub(crate) fn apply(args: ApplyArgs) -> anyhow::Result<ExitCode> {
         });
     }
     // Of a running container the layer stays, and what it does next is in it.
-    let whole = now.whole;
+    refuse_moves(&now, rest.is_stopped(), &args.container)?;
     now.whole &= rest.is_stopped();
-    if now.moves && !rest.is_stopped() {
-        bail!(Hinted {
-            message: "what was renamed can only be applied while the container is stopped".into(),
-            hint: format!("layerfs stop {}", args.container),
-        });
-    }
-    if now.moves && !whole {
-        bail!(Hinted {
-            message: "what was renamed can only be applied together with all other changes".into(),
-            hint: "discard what is not to be applied, and name no paths".into(),
-        });
-    }
     let subject = Subject::of(rest.container.clone())?;
     if !now.steps.is_empty() {
         let journal = rest.container.directory.join(JOURNAL);
@@ -134,6 +123,23 @@ pub(crate) fn apply(args: ApplyArgs) -> anyhow::Result<ExitCode> {
     // Only now: what was applied could be taken for changes of what it was applied to.
     finished(&rest.container.directory.join(JOURNAL)).context("finish the apply")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses what can only be applied as a whole, and to a layer that stays as it is meanwhile.
+fn refuse_moves(plan: &Plan, is_stopped: bool, name: &str) -> anyhow::Result<()> {
+    if plan.moves && !is_stopped {
+        bail!(Hinted {
+            message: "what was renamed can only be applied while the container is stopped".into(),
+            hint: format!("layerfs stop {name}"),
+        });
+    }
+    if plan.moves && !plan.whole {
+        bail!(Hinted {
+            message: "what was renamed can only be applied together with all other changes".into(),
+            hint: "discard what is not to be applied, and name no paths".into(),
+        });
+    }
+    Ok(())
 }
 
 /// Refuses to work on a container whose last apply was killed: its layer is not what it seems.

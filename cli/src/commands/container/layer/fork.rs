@@ -52,7 +52,7 @@ impl Drop for Beside {
 }
 
 pub(crate) fn fork(args: ForkArgs) -> anyhow::Result<ExitCode> {
-    let containers = Containers::open()?;
+    let containers = Containers::open_beside(&args.container)?;
     let mut rest = at_rest(&containers, &args.container)?;
     super::apply::refuse_unfinished(&rest.container)?;
     let container = &rest.container;

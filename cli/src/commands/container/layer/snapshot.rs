@@ -100,7 +100,7 @@ fn create(args: CreateArgs) -> anyhow::Result<ExitCode> {
     let Some(container) = args.container else {
         return Err(Usage("name a container: layerfs snapshot CONTAINER [NAME]".into()).into());
     };
-    let containers = Containers::open()?;
+    let containers = Containers::open_beside(&container)?;
     let mut rest = at_rest(&containers, &container)?;
     super::apply::refuse_unfinished(&rest.container)?;
     let name = match args.name {

@@ -31,9 +31,7 @@ pub(super) fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let mut sections: Vec<(&str, Vec<Problem>)> = Vec::new();
     let (count, found) = containers::containers(args.repair).context("check the containers")?;
     sections.push(("containers", found));
-    if rustix::process::geteuid().is_root() {
-        sections.push(("networks", network::problems(args.repair).context("check the networks")?));
-    }
+    sections.push(("networks", network::problems(args.repair).context("check the networks")?));
     sections.push(("volumes", volume::problems(args.repair).context("check the volumes")?));
     if !args.quick {
         let report = images::open_store()?.check(args.repair).context("check the image store")?;

@@ -54,7 +54,7 @@ fn document() -> anyhow::Result<Value> {
         "HttpProxy": proxy("HTTP_PROXY"),
         "HttpsProxy": proxy("HTTPS_PROXY"),
         "NoProxy": proxy("NO_PROXY"),
-        "Rootless": !rustix::process::getuid().is_root(),
+        "Rootless": layerfs_runner::host::is_rootless(),
         "Warnings": [],
     }))
 }

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::super::list::point_in_time;
 use super::super::prune as images_prune;
 use crate::commands::builder::cache;
 use crate::commands::{container, network, volume};
 use crate::exit::Usage;
 use crate::images::{self, human};
+use crate::moment;
 use crate::ui;
 
 /// Remove what is not used: stopped containers, networks, images without a name, build cache that no image has
@@ -50,7 +50,7 @@ pub(super) fn prune(args: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
     let with_cache = !args.filter.iter().any(|filter| filter.starts_with("label"));
     let mut before = None;
     for time in args.filter.iter().filter_map(|filter| filter.strip_prefix("until=")) {
-        before = Some(point_in_time(time)?);
+        before = Some(moment::seconds(time)?);
     }
     if with_cache {
         what.push_str(if args.all { "  - all build cache\n" } else { "  - unused build cache\n" });
@@ -72,9 +72,7 @@ pub(super) fn prune(args: &SystemPruneArgs) -> anyhow::Result<ExitCode> {
         names => format!("Deleted {title}:\n{}\n\n", names.join("\n")),
     };
     ui::print(listed("Containers", &containers.removed))?;
-    if rustix::process::geteuid().is_root() {
-        ui::print(listed("Networks", &network::remove_unused(&args.filter)?))?;
-    }
+    ui::print(listed("Networks", &network::remove_unused(&args.filter)?))?;
     if args.volumes {
         let (volumes, freed) = volume::remove_unused(&args.filter, false)?;
         bytes += freed;
