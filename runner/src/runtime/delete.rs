@@ -38,8 +38,9 @@ impl Runtime {
             }
             return Ok(());
         }
-        if ended && all {
-            return Ok(());
+        // After a reboot its number may be another's, of the same start time: it is not looked for.
+        if ended {
+            return if all { Ok(()) } else { Err(not_running(id)) };
         }
         let (_, pidfd) = match view.process("kill") {
             Err(RuntimeError::Status { .. }) => return Err(not_running(id)),

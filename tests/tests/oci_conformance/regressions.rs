@@ -76,8 +76,13 @@ fn regression_an_ordinary_user_runs_a_container() {
         layerfs_tests::privilege::skip("an ordinary user may make no user namespace here");
         return;
     }
-    // Where the program is built may be closed to others.
-    fs::copy(layerfs_binary().unwrap(), bundles.path().join("layerfs-runtime")).unwrap();
+    // Where the program is built may be closed to others. A child copies: a descriptor of this process, open for writing,
+    // could be in a child of another test when the copy is executed (ETXTBSY).
+    let copied = Command::new("cp")
+        .arg(layerfs_binary().unwrap())
+        .arg(bundles.path().join("layerfs-runtime"))
+        .status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(bundles.state_directory(), fs::Permissions::from_mode(0o777)).unwrap();
     let id = bundles.id();
     let extra = bundles.path().join("extra");
