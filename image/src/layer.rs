@@ -21,7 +21,7 @@ mod unpack;
 pub(crate) use remove::list as list_directory;
 
 pub use changes::{Change, ChangeKind, changes, visible};
-pub use disk::Marks;
+pub use disk::{Marks, set_mode};
 pub use forget::{drop_applied, forget};
 pub use index::{IndexFailure, IndexedObject, LayerIndexBuilder, LayerIndexer, ObjectStat, WithoutIndex};
 pub use merged::{Layer, MergedDirectory, MergedObject, Stack};

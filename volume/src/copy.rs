@@ -1,11 +1,12 @@
 //! Filling a new volume with what an image has where it is mounted.
 //!
-//! Reached by descriptor, one name at a time; symlinks are copied, never followed.
+//! Reached by descriptor, one name at a time; symlinks are copied, never followed. Programs in containers may change
+//! both trees meanwhile: whatever is opened is looked at first, by a descriptor that does nothing (`O_PATH`).
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, XattrFlags,
@@ -53,23 +54,21 @@ fn directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, links: &mut Links) -> io:
         entry(from, to, &name, links)?;
     }
     // Last: what is made in a directory changes its times, and its mode may forbid it.
-    let stat = rustix::fs::fstat(from)?;
-    xattrs(from, to)?;
+    let stat = rustix::fs::fstat(&listed)?;
+    xattrs(listed.as_fd(), to)?;
     rustix::fs::fchown(to, owner(&stat), group(&stat))?;
     rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
     Ok(rustix::fs::futimens(to, &times(&stat))?)
 }
 
 fn entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, links: &mut Links) -> io::Result<()> {
-    let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let found = open(from, name, OFlags::PATH)?;
+    let stat = rustix::fs::fstat(&found)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     if kind == FileType::Directory {
         rustix::fs::mkdirat(to, name, Mode::RWXU)?;
-        let (from, to) = (
-            open(from, name, OFlags::RDONLY | OFlags::DIRECTORY)?,
-            open(to, name, OFlags::RDONLY | OFlags::DIRECTORY)?,
-        );
-        return directory(from.as_fd(), to.as_fd(), links);
+        let to = open(to, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        return directory(found.as_fd(), to.as_fd(), links);
     }
     let number = (stat.st_dev, stat.st_ino);
     if stat.st_nlink > 1 {
@@ -80,7 +79,12 @@ fn entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, links: &mut Link
     }
     match kind {
         FileType::RegularFile => {
-            let source = open(from, name, OFlags::RDONLY)?;
+            // The object that was looked at: its name may be another's by now, a pipe's that would be waited for.
+            let source = rustix::fs::open(
+                again(&found),
+                OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
             let target = rustix::fs::openat(
                 to,
                 name,
@@ -92,26 +96,43 @@ fn entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, links: &mut Link
             rustix::fs::fchown(&target, owner(&stat), group(&stat))?;
             rustix::fs::fchmod(&target, Mode::from_raw_mode(stat.st_mode))?;
             xattrs(source.as_fd(), target.as_fd())?;
-            return Ok(rustix::fs::futimens(&target, &times(&stat))?);
+            Ok(rustix::fs::futimens(&target, &times(&stat))?)
         }
         FileType::Symlink => {
-            let target = rustix::fs::readlinkat(from, name, Vec::new())?;
+            let target = rustix::fs::readlinkat(&found, c"", Vec::new())?;
             rustix::fs::symlinkat(target.as_c_str(), to, name)?;
+            rustix::fs::chownat(to, name, owner(&stat), group(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
+            Ok(rustix::fs::utimensat(to, name, &times(&stat), AtFlags::SYMLINK_NOFOLLOW)?)
         }
         FileType::Fifo | FileType::Socket | FileType::CharacterDevice | FileType::BlockDevice => {
             rustix::fs::mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode & 0o7777), stat.st_rdev)?;
+            attributes(to, name, &stat)
         }
-        _ => return Ok(()),
+        _ => Ok(()),
     }
-    rustix::fs::chownat(to, name, owner(&stat), group(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
-    if kind != FileType::Symlink {
-        rustix::fs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
+}
+
+/// Owner, mode and times of `stat` for the object that was just made as `name` and cannot be opened. A symlink that
+/// a program has put in its place since leads anywhere on this machine: it is not followed.
+fn attributes(to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<()> {
+    let made = open(to, name, OFlags::PATH)?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&made)?.st_mode) != FileType::from_raw_mode(stat.st_mode) {
+        let words = format!("{} was exchanged while it was copied", name.to_string_lossy());
+        return Err(io::Error::other(words));
     }
-    Ok(rustix::fs::utimensat(to, name, &times(&stat), AtFlags::SYMLINK_NOFOLLOW)?)
+    let path = again(&made);
+    rustix::fs::chownat(&made, c"", owner(stat), group(stat), AtFlags::EMPTY_PATH)?;
+    rustix::fs::chmod(&path, Mode::from_raw_mode(stat.st_mode))?;
+    Ok(rustix::fs::utimensat(rustix::fs::CWD, &path, &times(stat), AtFlags::empty())?)
 }
 
 fn open(at: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(at, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// What a descriptor is of, as a path.
+fn again(object: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", object.as_raw_fd())
 }
 
 fn owner(stat: &Stat) -> Option<Uid> {
@@ -226,6 +247,28 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
     use super::*;
+
+    #[test]
+    fn regression_a_symlink_in_the_place_of_a_new_node_is_not_followed() {
+        let root = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let run = || -> io::Result<()> {
+            let victim = root.path().join("victim");
+            fs::write(&victim, "")?;
+            fs::set_permissions(&victim, fs::Permissions::from_mode(0o600))?;
+            let before = fs::metadata(&victim)?;
+            let directory = File::open(root.path())?;
+            rustix::fs::mknodat(&directory, c"image", FileType::Fifo, Mode::from_raw_mode(0o666), 0)?;
+            let wanted = rustix::fs::statat(&directory, c"image", AtFlags::empty())?;
+            // As a program does between the making of a node and the change of its mode.
+            symlink(&victim, root.path().join("node"))?;
+            let refused = attributes(directory.as_fd(), c"node", &wanted);
+            assert!(refused.is_err_and(|error| error.to_string().contains("exchanged")));
+            let after = fs::metadata(&victim)?;
+            assert_eq!((before.mode(), before.mtime_nsec()), (after.mode(), after.mtime_nsec()));
+            Ok(())
+        };
+        run().unwrap_or_else(|e| panic!("{e}"));
+    }
 
     #[test]
     fn content_owner_links_and_holes_are_kept() {

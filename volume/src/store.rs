@@ -1,6 +1,7 @@
 //! Volumes on disk.
 //!
 //! ```text
+//! ROOT/volumes                mode 0700: set-id files in volumes are not within other users' reach
 //! ROOT/volumes/.lock          held while volumes are made or removed
 //! ROOT/volumes/NAME/opts.json what is known of it; a directory without it was not finished
 //! ROOT/volumes/NAME/_data     its content, or where its device is mounted
@@ -11,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -141,9 +142,13 @@ impl Volumes {
     /// When the directory cannot be made.
     pub fn open(root: &Path) -> Result<Self> {
         let directory = root.join("volumes");
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o711);
-        builder.create(&directory).map_err(Error::io("make directory", &directory))?;
+        let make = |path: &Path, mode: u32| {
+            let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+            made.map_err(Error::io("make directory", path))
+        };
+        make(root, 0o711)?;
+        make(&directory, 0o700)?;
+        close(&directory)?;
         Ok(Self { directory })
     }
 
@@ -240,7 +245,7 @@ impl Volumes {
         // One that was not finished has no document, and nobody used it.
         fs::DirBuilder::new()
             .recursive(true)
-            .mode(0o701)
+            .mode(0o700)
             .create(&home)
             .map_err(Error::io("make directory", &home))?;
         fs::DirBuilder::new()
@@ -421,6 +426,28 @@ impl Volumes {
     }
 }
 
+/// Lets nobody but the owner in: programs in containers write set-id files into volumes, and any user of this machine
+/// could run those (as CVE-2021-41091). Containers have volumes bound, and do not come through here. Earlier versions
+/// left the directory open.
+fn close(directory: &Path) -> Result<()> {
+    let mode = fs::metadata(directory).map_err(Error::io("look at", directory))?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    match fs::set_permissions(directory, fs::Permissions::from_mode(0o700)) {
+        // Another user's store, or one that is mounted read-only, can be read all the same: who opened it there has to.
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
+            ) =>
+        {
+            Ok(())
+        }
+        closed => closed.map_err(Error::io("close to other users", directory)),
+    }
+}
+
 /// Whether a directory has no entries, or is none.
 pub(crate) fn is_empty(directory: &Path) -> Result<bool> {
     match fs::read_dir(directory) {
@@ -521,6 +548,24 @@ mod tests {
             Some("get data: no such volume")
         );
         assert_eq!(volumes.list().map(|all| all.len()).ok(), Some(1));
+    }
+
+    #[test]
+    fn regression_volumes_are_out_of_reach_of_other_users() {
+        let root = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let mode = |path: &Path| fs::metadata(path).map(|found| found.mode() & 0o777).ok();
+        // As an earlier version has left it.
+        let directory = root.path().join("volumes");
+        fs::create_dir(&directory).unwrap_or_else(|e| panic!("{e}"));
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o711)).unwrap_or_else(|e| panic!("{e}"));
+        let volumes = Volumes::open(root.path()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(mode(&directory), Some(0o700));
+        let made = volumes.create(&new("data", &[])).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(made.mountpoint.parent().and_then(mode), Some(0o700));
+        // A new store: its own directory stays as the others make it.
+        let store = root.path().join("store");
+        Volumes::open(&store).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((mode(&store), mode(&store.join("volumes"))), (Some(0o711), Some(0o700)));
     }
 
     #[test]

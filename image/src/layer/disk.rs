@@ -164,7 +164,7 @@ pub(super) fn apply(
         let mode = Mode::from_raw_mode(attributes.mode);
         match target {
             Target::Open(fd) => rustix::fs::fchmod(fd, mode)?,
-            Target::Name(dir, name) => rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?,
+            Target::Name(dir, name) => set_mode(dir, name, mode)?,
         }
     }
     let times = Timestamps {
@@ -176,6 +176,20 @@ pub(super) fn apply(
         Target::Name(dir, name) => rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?,
     }
     Ok(refused)
+}
+
+/// Sets the mode of the object called `name` in `dir`, which need not be one that can be opened. Who can write into `dir`
+/// may exchange it for a symlink, which leads anywhere on this machine: that is not followed.
+///
+/// # Errors
+/// `LOOP` for a symlink; those of chmod(2). Needs /proc.
+pub fn set_mode(dir: impl AsFd, name: &CStr, mode: Mode) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let object = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&object)?.st_mode) == FileType::Symlink {
+        return Err(Errno::LOOP);
+    }
+    rustix::fs::chmod(format!("/proc/self/fd/{}", object.as_raw_fd()), mode)
 }
 
 fn timespec((seconds, nanoseconds): Timestamp) -> Timespec {
@@ -318,4 +332,43 @@ pub(crate) fn copy_name_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &
         set_xattr(Target::Name(to, name), &CString::new(key).map_err(|_| Errno::INVAL)?, &value)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn regression_a_mode_is_not_set_through_a_symlink() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+        let mode =
+            |name: &str| fs::symlink_metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777;
+        symlink(&victim, dir.path().join("link")).unwrap();
+        let open = File::open(dir.path()).unwrap();
+        let wanted = Mode::from_raw_mode(0o4755);
+        assert_eq!(set_mode(&open, c"link", wanted), Err(Errno::LOOP));
+        // As every caller that gives a node its attributes reaches it.
+        let none = Attributes {
+            uid: 0,
+            gid: 0,
+            mode: 0o4755,
+            mtime: (0, 0),
+            atime: None,
+            xattrs: &[],
+            type_word: "pipe",
+            given: Given { owner: true, ..Given::default() },
+        };
+        let marks = Marks { trusted: false, devices: false, overrides: false };
+        assert_eq!(apply(marks, Target::Name(open.as_fd(), c"link"), false, &none), Err(Errno::LOOP));
+        assert_eq!(mode("victim"), 0o600);
+        rustix::fs::mknodat(&open, c"pipe", FileType::Fifo, Mode::RUSR, 0).unwrap();
+        set_mode(&open, c"pipe", wanted).unwrap();
+        assert_eq!(mode("pipe"), 0o4755);
+    }
 }

@@ -81,7 +81,7 @@ fn empty(top: BorrowedFd<'_>, dir: BorrowedFd<'_>, depth: usize, moved: &mut u64
 fn open_for_removal(dir: BorrowedFd<'_>, name: &CString) -> Result<OwnedFd, Errno> {
     match open(dir, name) {
         Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            super::disk::set_mode(dir, name, Mode::RWXU)?;
             open(dir, name)
         }
         Ok(fd) => {

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid
 use rustix::io::Errno;
 
 use super::copy::copy_data;
-use super::disk::{all_xattrs, copy_name_xattrs};
+use super::disk::{all_xattrs, copy_name_xattrs, set_mode};
 use super::remove::list;
 use crate::error::Error;
 
@@ -170,7 +170,7 @@ fn name_attributes(
     rustix::fs::chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     copy_name_xattrs(from.as_fd(), to.as_fd(), name)?;
     if !is_link {
-        rustix::fs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
+        set_mode(to, name, Mode::from_raw_mode(stat.st_mode))?;
     }
     rustix::fs::utimensat(to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
 }

@@ -224,7 +224,7 @@ pub(super) fn give(
         let mode = Mode::from_raw_mode(stat.mode & 0o7777);
         let changed = match target {
             Target::Open(fd) => rustix::fs::fchmod(fd, mode),
-            Target::Name(dir, name) => rustix::fs::chmodat(dir, name, mode, AtFlags::empty()),
+            Target::Name(dir, name) => disk::set_mode(dir, name, mode),
         };
         changed.map_err(ApplyError::object("change the mode of", path))?;
     }
