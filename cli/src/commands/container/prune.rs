@@ -26,10 +26,8 @@ pub(crate) struct PruneArgs {
 
 pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
     Filters::parse(&args.filter, FILTERS)?;
-    if !args.force {
-        if !prompt::confirmed("all stopped containers")? {
-            return Ok(ExitCode::SUCCESS);
-        }
+    if !args.force && !prompt::confirmed("all stopped containers")? {
+        return Ok(ExitCode::SUCCESS);
     }
     let pruned = remove_stopped(&args.filter)?;
     if !pruned.removed.is_empty() {
