@@ -35,13 +35,14 @@ fn shown(command: &Command) -> Command {
     let name: &'static str = command.get_name().to_owned().leak();
     let aliases: Vec<&'static str> =
         command.get_visible_aliases().map(|alias| &*alias.to_owned().leak()).collect();
-    let own = |argument: &&clap::Arg| !matches!(argument.get_id().as_str(), "help" | "version");
     Command::new(name)
         .about(command.get_about().cloned().unwrap_or_default())
         .visible_aliases(aliases)
+        // They are among the arguments already.
+        .disable_help_flag(true)
+        .disable_version_flag(true)
         .disable_help_subcommand(true)
-        .version(command.get_version().map_or("", |version| &*version.to_owned().leak()))
-        .args(command.get_arguments().filter(own).cloned())
+        .args(command.get_arguments().cloned())
         .subcommands(command.get_subcommands().filter(|below| !below.is_hide_set()).map(shown))
 }
 

@@ -10,7 +10,7 @@ use crate::world::*;
 fn bad_options_are_refused_before_anything_is_mounted() {
     let Some(world) = World::new() else { return };
     let table: &[(&str, &[&str])] = &[
-        ("mount merged", &["no lower layer is named"]),
+        ("mount merged", &["no mountpoint is named", "lowerdir="]),
         ("mount -o upperdir=upper,workdir=work merged", &["no lower layer is named"]),
         (
             "mount -o lowerdir=base,upperdir=upper merged",

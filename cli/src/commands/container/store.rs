@@ -173,12 +173,16 @@ impl Containers {
     pub(super) fn load(&self, id: &str) -> anyhow::Result<Container> {
         let directory = self.path(id);
         let container = read(&directory)?;
-        if !container.record.is_abandoned() {
-            return Ok(container);
-        }
-        if container.config.is_foreground {
+        // A foreground run has no monitor, and holds the lock itself; its program may outlive it for a moment.
+        if container.config.is_foreground
+            && container.record.status != Status::Exited
+            && matches!(try_lock_file(&directory.join(LOCK)), Ok(Some(_)))
+        {
             crate::commands::run::settle_killed()?;
             return read(&directory);
+        }
+        if !container.record.is_abandoned() {
+            return Ok(container);
         }
         // Its monitor may be about to write what it has done: the lock tells.
         match try_lock_file(&directory.join(LOCK)) {

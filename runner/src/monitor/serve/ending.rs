@@ -54,18 +54,19 @@ impl<B: Body> Monitor<B> {
         self.record.finished_at = rfc3339(SystemTime::now());
         self.record.process = None;
         self.body.happened(&Happening::Died(code));
-        for peer in &mut self.peers {
-            if peer.role == (Role::Waiting { each: true }) {
-                peer.tell(&Event::Exited { code });
-                peer.leave();
-            }
-        }
         let again = !self.is_unwanted && self.settings.restart.applies(code, self.record.restart_count);
         if !again {
             return self.conclude();
         }
         self.record.status = Status::Restarting;
         self.save();
+        // Who has waited for an end, and looks then, finds it written down.
+        for peer in &mut self.peers {
+            if peer.role == (Role::Waiting { each: true }) {
+                peer.tell(&Event::Exited { code });
+                peer.leave();
+            }
+        }
         // Whoever was with it, was with this run of it.
         self.dismiss(code);
         if let Err(words) = self.body.clean_up(self.started.as_ref(), false, false) {
