@@ -37,6 +37,9 @@ Called as a mount helper
   is always a mount helper.
 
 Environment
+  LAYERFS_ROOT       where images, containers, networks and volumes are [/var/lib/layerfs, of an
+                     ordinary user ~/.local/share/layerfs]
+  LAYERFS_NETWORK    network of containers that are made without --network
   LAYERFS_LOG        how much to log: error, warn, info, debug, trace, or filters
   LAYERFS_LOG_FILE   where to log to
 

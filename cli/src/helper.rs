@@ -38,22 +38,33 @@ impl Face {
         if name == "fuse-overlayfs" {
             return Some(Self::Fuse);
         }
-        let first = arguments.get(1)?;
-        let is_command = first == "help"
-            || Cli::command()
-                .get_subcommands()
-                .any(|c| std::iter::once(c.get_name()).chain(c.get_all_aliases()).any(|name| first == name));
-        if is_command {
+        if name == crate::commands::oci::NAME {
             return None;
         }
-        // Every caller of a mount helper gives options, and no other use of the bare program has such a flag.
-        let has_options = arguments[1..].iter().any(|argument| match argument.as_bytes() {
-            [b'-', flags @ ..] => {
-                argument == "--options" || (!flags.starts_with(b"-") && flags.contains(&b'o'))
+        let command = Cli::command();
+        let is_command = |word: &OsString| {
+            let mut commands = command.get_subcommands();
+            word == "help"
+                || commands.any(|c| {
+                    std::iter::once(c.get_name()).chain(c.get_all_aliases()).any(|name| word == name)
+                })
+        };
+        let is_option = |word: &OsString| word.as_bytes().starts_with(b"-");
+        // A place may have the name of a command, but the first word does not then: what comes before a command are
+        // options and their values.
+        let begins_with_place = arguments.get(1).is_some_and(|first| !is_option(first) && !is_command(first));
+        for argument in &arguments[1..] {
+            match argument.as_bytes() {
+                b"--" => return None,
+                b"--options" => return Some(Self::Fuse),
+                [b'-', b'-', ..] => {}
+                // Every caller of a mount helper gives options, and no other use of the bare program has such a flag.
+                [b'-', flags @ ..] if flags.contains(&b'o') => return Some(Self::Fuse),
+                _ if !begins_with_place && is_command(argument) => return None,
+                _ => {}
             }
-            _ => false,
-        });
-        has_options.then_some(Self::Fuse)
+        }
+        None
     }
 }
 
@@ -224,6 +235,15 @@ mod tests {
             ("/x/fuse-overlayfs mount", Some(Face::Fuse)),
             ("/sbin/mount.fuse.layerfs a b", Some(Face::MountHelper)),
             ("mount.layerfs", Some(Face::MountHelper)),
+            // Regression: a word with an o in it, behind a command or of another program.
+            ("layerfs-runtime --root /r ps c1 -o pid,comm", None),
+            ("layerfs-runtime --root /r exec c1 sort -o f g", None),
+            ("/usr/bin/layerfs-runtime -o x", None),
+            ("layerfs --debug exec c1 sort -o f g", None),
+            ("layerfs --root run ps -o pid", None),
+            ("layerfs -- src m -o lowerdir=l", None),
+            ("layerfs src /run -o lowerdir=l", Some(Face::Fuse)),
+            ("layerfs src run -o lowerdir=l", Some(Face::Fuse)),
         ];
         for (line, face) in table {
             assert_eq!(Face::of(&arguments(line)), face, "{line}");

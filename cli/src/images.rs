@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use layerfs_image::store::{Image, Store};
+use layerfs_image::store::{CheckReport, Image, Store};
 use layerfs_image::{Error, reference::Reference};
 
 use crate::commands::run::store_root;
@@ -41,7 +41,24 @@ pub(crate) fn open_store() -> anyhow::Result<Store> {
 
 /// The image that `name` means, with docker's words where there is none.
 pub(crate) fn find(store: &Store, name: &str) -> anyhow::Result<Image> {
-    Ok(store.find(name)?)
+    store.find(name).map_err(explained)
+}
+
+/// As [`find`], with all names that the image has.
+pub(crate) fn find_whole(store: &Store, name: &str) -> anyhow::Result<Image> {
+    store.find_whole(name).map_err(explained)
+}
+
+/// With what helps where the store is damaged.
+fn explained(error: Error) -> anyhow::Error {
+    let is_damage = matches!(error, Error::Read { .. } | Error::Json { .. } | Error::MissingBlob(_));
+    if !is_damage {
+        return error.into();
+    }
+    anyhow::Error::new(error).context(Hinted {
+        message: "the image store is damaged".into(),
+        hint: "see what is wrong: layerfs store check; mend what can be: layerfs store check --repair".into(),
+    })
 }
 
 /// Reads a name.
@@ -68,4 +85,10 @@ pub(crate) fn with_session<T>(
 ) -> anyhow::Result<T> {
     let session = store.session().context("begin work in the image store")?;
     work(&session)
+}
+
+/// Verifies the store, and with `repair` mends it. Images that containers are on stay.
+pub(crate) fn check_store(store: &Store, repair: bool) -> anyhow::Result<CheckReport> {
+    let report = if repair { store.repair(&containers::images_in_use()?) } else { store.check() };
+    report.context("check the image store")
 }

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     }
     let own_failure = match arguments.get(1) {
         Some(command) if command == "run" || command == "create" || command == "exec" => exit::RUN,
+        Some(command) if command == "oci" => commands::oci::own_failure(&arguments[1..]),
         _ => exit::USAGE,
     };
     let cli: Cli = match args::parse(&arguments) {

@@ -1,6 +1,7 @@
 //! The only place that prints. Results go to stdout, all else to stderr; a reader that went away is no error.
 
 pub(crate) mod prompt;
+pub(crate) mod visible;
 
 use std::io::{self, IsTerminal, Write};
 

@@ -1,10 +1,12 @@
 //! `--change`: instructions of a Dockerfile applied to an image's config.
 
+mod healthcheck;
+
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 
-/// Applies `CMD`, `ENTRYPOINT`, `ENV`, `EXPOSE`, `LABEL`, `ONBUILD`, `STOPSIGNAL`, `USER`, `VOLUME`, `WORKDIR`, in the
+/// Applies `CMD`, `ENTRYPOINT`, `ENV`, `EXPOSE`, `HEALTHCHECK`, `LABEL`, `ONBUILD`, `STOPSIGNAL`, `USER`, `VOLUME`, `WORKDIR`, in the
 /// form of a Dockerfile (`CMD ["a","b"]`) or with `=` (`CMD=/bin/sh`), as docker and podman take them.
 ///
 /// # Errors
@@ -55,6 +57,7 @@ pub fn apply(config: &mut Value, change: &str) -> Result<(), Error> {
                 set(config, "Volumes", volume, json!({}));
             }
         }
+        "HEALTHCHECK" => config["Healthcheck"] = healthcheck::parse(rest).map_err(|why| bad(&why))?,
         "ONBUILD" => array(config, "OnBuild").push(Value::String(rest.to_owned())),
         "USER" => config["User"] = rest.into(),
         "WORKDIR" if rest.starts_with('/') => config["WorkingDir"] = rest.into(),
@@ -62,8 +65,8 @@ pub fn apply(config: &mut Value, change: &str) -> Result<(), Error> {
         "STOPSIGNAL" => config["StopSignal"] = rest.into(),
         _ => {
             return Err(bad(
-                "instructions are CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, STOPSIGNAL, USER, \
-                            VOLUME and WORKDIR",
+                "instructions are CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, \
+                 VOLUME and WORKDIR",
             ));
         }
     }

@@ -24,6 +24,7 @@ mod ingest;
 mod layers;
 mod lock;
 mod names;
+mod restore;
 mod steps;
 
 pub use check::{CheckReport, Problem};

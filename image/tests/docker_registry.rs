@@ -212,3 +212,59 @@ fn tls_needs_the_authority_of_certs_d() {
     assert!(matches!(*error.kind, ErrorKind::Config(_)), "{error}");
     assert!(error.to_string().contains("client.key"), "{error}");
 }
+
+/// docker's guide has one certificate that is its own authority; skopeo and curl take it where it is configured.
+#[test]
+fn regression_a_self_signed_certificate_is_trusted_where_it_is_configured() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |name: &str, address: &str| {
+        let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=own \
+            -addext subjectAltName=IP:$3 -keyout \"$1/$2.key\" -out \"$1/$2.crt\"";
+        let output =
+            Command::new("sh").args(["-c", script, "sh"]).arg(dir.path()).args([name, address]).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    if !program_exists("openssl") {
+        return;
+    }
+    for (name, address) in [("own", "0.0.0.0"), ("other", "0.0.0.0"), ("elsewhere", "10.1.2.3")] {
+        make(name, address);
+    }
+    let start = |name: &str| {
+        let path = |kind: &str| dir.path().join(format!("{name}.{kind}"));
+        DockerRegistry::start(false, Some(Tls { certificate: &path("crt"), key: &path("key") }))
+    };
+    let trusted = |registry: &DockerRegistry, certificate: &str| {
+        let host = registry.host().replace("127.0.0.1", "0.0.0.0");
+        let certs = dir.path().join(format!("certs-{certificate}"));
+        std::fs::create_dir_all(certs.join(&host)).unwrap();
+        std::fs::copy(dir.path().join(certificate), certs.join(&host).join("ca.crt")).unwrap();
+        let environment = Environment { certificate_dirs: vec![certs], ..Environment::default() };
+        let client = ClientOptions { environment, ..options() };
+        match repository(client, &format!("{host}/tool")).tags() {
+            Ok(_) => true,
+            // The registry knows no such repository, and has said so.
+            Err(error) if matches!(*error.kind, ErrorKind::NotFound(_)) => true,
+            Err(error) => {
+                assert!(matches!(*error.kind, ErrorKind::Tls { .. }), "{error}");
+                false
+            }
+        }
+    };
+    let Some(registry) = start("own") else { return };
+    assert!(trusted(&registry, "own.crt"));
+    assert!(!trusted(&registry, "other.crt"), "another certificate with the same subject");
+    drop(registry);
+    let Some(registry) = start("elsewhere") else { return };
+    assert!(!trusted(&registry, "elsewhere.crt"), "the name in the certificate is another's");
+}
+
+#[test]
+fn regression_a_registry_without_tls_is_told_as_that() {
+    let Some(registry) = DockerRegistry::start(false, None) else { return };
+    let host = registry.host().replace("127.0.0.1", "0.0.0.0");
+    let error = repository(options(), &format!("{host}/tool")).tags().unwrap_err();
+    assert!(error.to_string().contains("answers http, not https"), "{error}");
+    assert!(error.hint().unwrap().contains(&format!("--insecure-registry {host}")), "{error}");
+}

@@ -109,6 +109,10 @@ impl Networks {
         leases.save(self.directory())?;
         let made = self.make(&network, &lease, namespace.as_fd()).and_then(|()| {
             self.sync_firewall(&networks, &leases.leases)?;
+            if !lease.ports.is_empty() {
+                // After the rules that keep containers from the host's loopback addresses.
+                sysctl::set(&format!("ipv4/conf/{}/route_localnet", network.interface), "1")?;
+            }
             forget_flows(&lease, true);
             if network.names { self.start_responder(&network) } else { Ok(()) }
         });
@@ -267,9 +271,6 @@ impl Networks {
     fn make(&self, network: &Network, lease: &Lease, namespace: BorrowedFd<'_>) -> Result<()> {
         let mut socket = Socket::route().doing(|| "open a socket for interfaces".into())?;
         let bridge = ensure_bridge(&mut socket, network)?;
-        if !lease.ports.is_empty() {
-            sysctl::set(&format!("ipv4/conf/{}/route_localnet", network.interface), "1")?;
-        }
         let veth = Veth {
             host: &lease.host_interface,
             bridge,

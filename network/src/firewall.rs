@@ -90,9 +90,10 @@ fn chains(networks: &[Network], leases: &[Lease]) -> Vec<Chain> {
     let publish = published(&active, leases);
     let mut chains = Vec::new();
     let base = |name, kind, hook, priority, rules| Chain { name, base: Some((kind, hook, priority)), rules };
+    // Also without a port: `route_localnet` stays on a bridge that once had one.
+    chains.push(base("raw", ChainKind::Filter, Hook::Prerouting, RAW, loopback_guard(&active)));
     if !publish.is_empty() {
         let into = || vec![vec![Part::DestinationIsLocal, Part::Jump("publish")]];
-        chains.push(base("raw", ChainKind::Filter, Hook::Prerouting, RAW, loopback_guard(&active)));
         chains.push(Chain { name: "publish", base: None, rules: publish });
         chains.push(base("prerouting", ChainKind::Nat, Hook::Prerouting, DESTINATION, into()));
         chains.push(base("output", ChainKind::Nat, Hook::Output, DESTINATION, into()));

@@ -113,6 +113,8 @@ pub(crate) enum Message {
     Born {
         /// Its number as the intermediate process sees it, which is as the parent does.
         pid: i32,
+        /// It is in its cgroup of the unified hierarchy already.
+        in_cgroup: bool,
     },
     /// Parent: the child is in its cgroup and may go on.
     Placed,

@@ -22,6 +22,7 @@ pub use self::document::DocumentError;
 pub use self::hooks::{Hook, Hooks};
 pub use self::id_map::IdMap;
 pub use self::mounts::{MountConfig, MountKind};
+pub use self::process_spec::ID_MAX;
 pub(crate) use self::process_spec::{has_apparmor, has_selinux};
 use crate::capabilities::Sets;
 use crate::namespaces::{Joined, Namespaces};

@@ -28,6 +28,27 @@ pub(crate) fn run_all(name: &str, hooks: &[Hook], state: &[u8]) -> Result<(), St
     Ok(())
 }
 
+/// Runs all of `hooks` in order, where a failure is only worth a warning (specification, "Lifecycle", of poststart and
+/// poststop): "the remaining hooks and lifecycle continue as if the hook had succeeded".
+pub(crate) fn run_each(name: &str, hooks: &[Hook], state: &[u8]) {
+    for (index, hook) in hooks.iter().enumerate() {
+        if let Err(error) = run(hook, state) {
+            tracing::warn!("run hooks.{name}[{index}] {:?}: {error}", hook.path);
+        }
+    }
+}
+
+/// The state with the number of this process as it sees itself, which is how the container does: for hooks that run in
+/// its namespaces.
+pub(crate) fn seen_from_inside(state: &[u8]) -> Vec<u8> {
+    let Ok(mut document) = serde_json::from_slice::<serde_json::Value>(state) else { return state.to_vec() };
+    match document.get_mut("pid") {
+        Some(pid) => *pid = rustix::process::getpid().as_raw_nonzero().get().into(),
+        None => return state.to_vec(),
+    }
+    document.to_string().into_bytes()
+}
+
 /// A file in memory, open for reading from its beginning.
 pub(crate) fn memory_file(content: &[u8]) -> io::Result<File> {
     let mut file = File::from(rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC)?);
@@ -143,6 +164,15 @@ mod tests {
         );
         let missing = Hook { path: c"/no/such/hook".into(), ..shell("", None) };
         assert!(run(&missing, b"").unwrap_err().to_string().contains("No such file"));
+    }
+
+    #[test]
+    fn regression_hooks_behind_a_failed_late_one_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("seen");
+        let second = shell(&format!("cat > {}", to.display()), None);
+        run_each("poststart", &[shell("exit 1", None), second], b"{}");
+        assert_eq!(std::fs::read_to_string(to).unwrap(), "{}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod console;
 mod environment;
 mod exec;
+mod home;
 mod identity;
 mod init;
 mod join;

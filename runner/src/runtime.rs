@@ -54,7 +54,7 @@ pub enum RuntimeError {
         problem: &'static str,
     },
     /// There is one of this name.
-    #[error("container {id:?} exists already")]
+    #[error("container with given ID already exists: {id:?}")]
     Exists {
         /// Its name.
         id: String,
@@ -76,6 +76,12 @@ pub enum RuntimeError {
         operation: &'static str,
         /// What to do.
         hint: &'static str,
+    },
+    /// Its program has ended, so that there is nothing to send a signal to. Engines know it by its first words.
+    #[error("container not running: {id:?} is stopped")]
+    NotRunning {
+        /// Its name.
+        id: String,
     },
     /// A request that contradicts itself.
     #[error("{0}")]

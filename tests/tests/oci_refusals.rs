@@ -8,7 +8,7 @@ type Edit = fn(&mut Value);
 #[test]
 fn bad_documents_name_the_field_and_change_nothing() {
     let Some(bundles) = Bundles::own() else { return };
-    let cases: [(&str, Edit); 22] = [
+    let cases: [(&str, Edit); 30] = [
         ("ociVersion", |spec| spec["ociVersion"] = json!("2.0.0")),
         ("ociVersion", |spec| spec["ociVersion"] = json!("nonsense")),
         ("root", |spec| drop(spec.as_object_mut().unwrap().remove("root"))),
@@ -55,6 +55,21 @@ fn bad_documents_name_the_field_and_change_nothing() {
             spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "mount"}]);
         }),
         ("linux.intelRdt", |spec| spec["linux"]["intelRdt"] = json!({"closID": "x"})),
+        ("process.user.uid", |spec| spec["process"]["user"]["uid"] = json!(u32::MAX)),
+        ("process.user.gid", |spec| spec["process"]["user"]["gid"] = json!(1_u32 << 31)),
+        ("process.user.additionalGids[1]", |spec| {
+            spec["process"]["user"]["additionalGids"] = json!([1, u32::MAX]);
+        }),
+        ("linux.resources.devices[0].access", |spec| device_rule(spec, "access", json!("q"))),
+        ("linux.resources.devices[0].major", |spec| device_rule(spec, "major", json!(-2))),
+        ("linux.resources.devices[0].minor", |spec| device_rule(spec, "minor", json!(1_u64 << 32))),
+        ("linux.sysctl[\"kernel.hostname\"]", |spec| {
+            spec["linux"]["sysctl"] = json!({"kernel.hostname": "other"});
+        }),
+        ("linux.sysctl[\"kernel/domainname\"]", |spec| {
+            spec["domainname"] = json!("one");
+            spec["linux"]["sysctl"] = json!({"kernel/domainname": "other"});
+        }),
         ("linux.cgroupsPath", |spec| spec["linux"]["cgroupsPath"] = json!("/a/../..")),
     ];
     for (field, edit) in cases {
@@ -87,6 +102,10 @@ fn bad_documents_name_the_field_and_change_nothing() {
         );
         assert_eq!(bundles.cgroups(&id).len(), 0, "{field}: a cgroup is left");
     }
+}
+
+fn device_rule(spec: &mut Value, field: &str, value: Value) {
+    spec["linux"]["resources"]["devices"][0][field] = value;
 }
 
 fn users(spec: &mut Value, map: Value) {

@@ -152,6 +152,6 @@ fn a_file_never_takes_a_directorys_place() {
     let world = World::new(&["d/x/z"], &["n/x"]);
     assert!(matches!(world.copied(&["d"], "/n"), Err(CopyError::NotADirectory { .. })));
     let world = World::new(&["d/.wh.x"], &[]);
-    // It is no name of a layer's object, and not taken for one.
-    assert_eq!(world.copied(&["d"], "/n").unwrap(), ["n/"]);
+    // No layer can have an object of this name.
+    assert!(matches!(world.copied(&["d"], "/n"), Err(CopyError::Whiteout(_))));
 }

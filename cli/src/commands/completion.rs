@@ -23,10 +23,26 @@ pub(crate) fn completion(args: CompletionArgs) -> anyhow::Result<ExitCode> {
     let mut whole = Cli::command().disable_help_subcommand(true);
     whole.build();
     let help = tree("help", &whole).about("Print this message or the help of the given subcommand(s)");
-    let mut whole = Cli::command().disable_help_subcommand(true).subcommand(help);
+    let mut whole = shown(&whole).subcommand(help);
     clap_complete::generate(args.shell, &mut whole, "layerfs", &mut script);
     ui::print(script)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `command` without what is hidden below it, which clap would offer.
+fn shown(command: &Command) -> Command {
+    // A name of a command lives as long as the program; there are some hundred.
+    let name: &'static str = command.get_name().to_owned().leak();
+    let aliases: Vec<&'static str> =
+        command.get_visible_aliases().map(|alias| &*alias.to_owned().leak()).collect();
+    let own = |argument: &&clap::Arg| !matches!(argument.get_id().as_str(), "help" | "version");
+    Command::new(name)
+        .about(command.get_about().cloned().unwrap_or_default())
+        .visible_aliases(aliases)
+        .disable_help_subcommand(true)
+        .version(command.get_version().map_or("", |version| &*version.to_owned().leak()))
+        .args(command.get_arguments().filter(own).cloned())
+        .subcommands(command.get_subcommands().filter(|below| !below.is_hide_set()).map(shown))
 }
 
 /// A command `name` with the names of what is below `command`.

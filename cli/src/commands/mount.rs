@@ -145,6 +145,16 @@ pub(crate) fn mount(args: MountArgs) -> anyhow::Result<ExitCode> {
     if let ([image, target], true) = (args.places.as_slice(), layers_are_free) {
         return image_mount::mount(builder, image, target, args.rw, args.foreground, &args.log.options());
     }
+    if let ([image], true, None) = (args.places.as_slice(), layers_are_free, builder.remount())
+        && args.options.is_empty()
+    {
+        return Err(Usage(format!(
+            "no mountpoint is named: layerfs mount {0} MERGED shows the image {0}; a union of directories needs \
+             -o lowerdir=LOWER[:LOWER...]",
+            image.display()
+        ))
+        .into());
+    }
     if args.rw {
         return Err(Usage("--rw is for images: name one, layerfs mount --rw IMAGE MERGED".into()).into());
     }

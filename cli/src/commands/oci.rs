@@ -16,11 +16,12 @@ mod spec;
 mod start;
 mod state;
 mod update;
+mod warnings;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -43,7 +44,7 @@ const NOT_FOUND: u8 = 127;
 /// As engines read it: the version, then the specification's.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
 /// The name under which the program is an OCI runtime.
-const NAME: &str = "layerfs-runtime";
+pub(crate) const NAME: &str = "layerfs-runtime";
 
 /// OCI runtime: containers from bundles, with runc's command line
 ///
@@ -156,9 +157,20 @@ pub(crate) fn standalone(arguments: &[OsString]) -> Option<ExitCode> {
         Ok(standalone) => oci(standalone.oci),
         Err(error) => {
             error.print().ok();
-            if error.use_stderr() { ExitCode::from(FAILURE) } else { ExitCode::SUCCESS }
+            match error.use_stderr() {
+                true => ExitCode::from(own_failure(&arguments)),
+                false => ExitCode::SUCCESS,
+            }
         }
     })
+}
+
+/// The exit code of a command line that is wrong, of this program or of `layerfs oci`.
+pub(crate) fn own_failure(arguments: &[OsString]) -> u8 {
+    match command_word(arguments) {
+        Some("run" | "exec") => OWN_FAILURE,
+        _ => FAILURE,
+    }
 }
 
 /// The command among the arguments, after the global options.
@@ -275,6 +287,12 @@ fn start_log(global: &Global) -> anyhow::Result<()> {
     if global.debug {
         "debug".clone_into(&mut options.filter);
     } else if std::env::var_os("LAYERFS_LOG").is_none() {
+        // A warning is for whoever called, and costs nothing until there is one.
+        let (log_file, format) = (global.log.clone(), global.log_format);
+        warnings::tell(move |words| {
+            ui::warn(format_args!("{words}"));
+            log_to(log_file.as_deref(), format, "warning", words);
+        });
         return Ok(());
     }
     if global.debug && global.log.is_some() && global.log_format == LogFormat::Text {
@@ -285,9 +303,13 @@ fn start_log(global: &Global) -> anyhow::Result<()> {
 
 /// One line for the engine. A log that cannot be written must not hide the failure itself.
 fn log(global: &Global, level: &str, words: &str) {
-    let Some(path) = &global.log else { return };
+    log_to(global.log.as_deref(), global.log_format, level, words);
+}
+
+fn log_to(path: Option<&Path>, format: LogFormat, level: &str, words: &str) {
+    let Some(path) = path else { return };
     let now = time::rfc3339(SystemTime::now());
-    let line = match global.log_format {
+    let line = match format {
         LogFormat::Json => serde_json::json!({"level": level, "msg": words, "time": now}).to_string(),
         LogFormat::Text => format!("time={now:?} level={level} msg={words:?}"),
     };
@@ -307,6 +329,17 @@ mod tests {
 
     fn words(line: &str) -> Vec<OsString> {
         line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn regression_a_wrong_command_line_of_run_and_exec_is_an_own_failure() {
+        for (line, code) in [
+            ("layerfs-runtime exec -u nobody c id", OWN_FAILURE),
+            ("layerfs-runtime --root /r run", OWN_FAILURE),
+            ("layerfs-runtime --root /exec kill", FAILURE),
+        ] {
+            assert_eq!(own_failure(&words(line)), code, "{line}");
+        }
     }
 
     #[test]

@@ -131,6 +131,9 @@ pub(crate) fn pull(args: PullArgs) -> anyhow::Result<ExitCode> {
             for warning in pulled.warnings.iter().take(10) {
                 ui::warn(warning);
             }
+            if args.platform.is_some() {
+                warn_of_platform(&store, reference, &pulled.id, &platform)?;
+            }
             if !args.quiet {
                 let state = match pulled.up_to_date {
                     true => "Image is up to date for",
@@ -166,8 +169,31 @@ pub(crate) fn pull_for_run(
         for warning in pulled.warnings.iter().take(10) {
             ui::warn(warning);
         }
-        Ok(())
+        match platform {
+            Some(platform) => warn_of_platform(store, &reference, &pulled.id, platform),
+            None => Ok(()),
+        }
     })
+}
+
+/// What is no list of images is had whatever its platform is. docker's words.
+fn warn_of_platform(
+    store: &layerfs_image::store::Store,
+    reference: &Reference,
+    id: &layerfs_image::digest::Digest,
+    wanted: &Platform,
+) -> anyhow::Result<()> {
+    let config = images::find(store, &id.to_string())?.config;
+    let found =
+        Platform::new(&config.os, &config.architecture, config.variant.as_deref().unwrap_or_default());
+    if !wanted.runs(&found) {
+        let reference = reference.familiar();
+        ui::warn(format_args!(
+            "image with reference {reference} was found but its platform ({found}) does not match the specified platform \
+             ({wanted})"
+        ));
+    }
+    Ok(())
 }
 
 /// Put an image into a registry
@@ -263,6 +289,9 @@ pub(crate) fn push(args: PushArgs) -> anyhow::Result<ExitCode> {
         let destination = args.destination.as_deref().unwrap_or(&args.name);
         let destination = destination.strip_prefix("docker://").unwrap_or(destination);
         let reference = images::parse_tag(destination).context("where the image goes")?;
+        if Reference::parse_without_tag(destination)?.tag().is_none() && !args.quiet {
+            ui::print("Using default tag: latest\n")?;
+        }
         wanted.push((args.name.clone(), reference));
     }
     images::with_session(&store, |session| {

@@ -26,7 +26,7 @@ use self::options::Request;
 pub(crate) use self::remove::remove_tree;
 use self::root::ContainerRoot;
 use self::store::{ContainerDirectory, Store};
-pub(crate) use self::store::{default_root as store_root, set_root, short};
+pub(crate) use self::store::{ROOT_VARIABLE, default_root as store_root, set_root, short};
 pub(crate) use self::user::Identity;
 use super::container;
 use super::container::options::CreateOptions;

@@ -1,10 +1,11 @@
 //! Containers as the commands for images see them: what they are on, and which images they use.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use layerfs_image::digest::Digest;
+use layerfs_image::digest::{Algorithm, Digest};
 use serde_json::Value;
 
 use crate::commands::run::store_root;
@@ -88,18 +89,62 @@ fn all() -> anyhow::Result<Vec<(String, PathBuf, Value)>> {
     Ok(found)
 }
 
-/// A container that uses the image `id`, and whether it runs.
+/// A container that is on the image `id` or has it mounted, and whether it runs; running ones first.
 pub(crate) fn user_of(id: &Digest) -> anyhow::Result<Option<(String, bool)>> {
-    let text = id.to_string();
-    let uses =
-        |state: &Value| state["image"].as_str().is_some_and(|image| image == text || image == id.hex());
-    let mut users: Vec<(String, bool)> = all()?
+    let mut users: Vec<(String, bool)> = uses()?
         .into_iter()
-        .filter(|(_, _, state)| uses(state))
-        .map(|(container, _, state)| (container, state["status"].as_str() == Some("running")))
+        .filter(|used| used.images.contains(id))
+        .map(|used| (used.container, used.running))
         .collect();
     users.sort_by_key(|(_, running)| !running);
     Ok(users.into_iter().next())
+}
+
+/// Ids of all images that a container is on or has mounted.
+pub(crate) fn images_in_use() -> anyhow::Result<HashSet<Digest>> {
+    Ok(uses()?.into_iter().flat_map(|used| used.images).collect())
+}
+
+/// What one container uses.
+struct Uses {
+    container: String,
+    running: bool,
+    images: Vec<Digest>,
+}
+
+/// Of all containers, those too whose state cannot be read: what they are on must not go.
+fn uses() -> anyhow::Result<Vec<Uses>> {
+    let directory = store_root()?.join("containers");
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("list {}", directory.display())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("list {}", directory.display()))?.path();
+        let Some(container) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
+            continue;
+        };
+        let document = |name: &str| -> Value {
+            let text = fs::read(path.join(name)).unwrap_or_default();
+            serde_json::from_slice(&text).unwrap_or_default()
+        };
+        let (state, config) = (document("state.json"), document("config.json"));
+        let mounted = config["mounts"].as_array().into_iter().flatten();
+        let texts =
+            [&state["image"], &config["image"]].into_iter().chain(mounted.map(|mount| &mount["image"]));
+        let mut images: Vec<Digest> = texts.filter_map(Value::as_str).filter_map(digest_of).collect();
+        images.dedup();
+        found.push(Uses { container, running: state["status"] == "running", images });
+    }
+    found.sort_by(|a, b| a.container.cmp(&b.container));
+    Ok(found)
+}
+
+/// Ids are written with their algorithm, and were without it once.
+fn digest_of(text: &str) -> Option<Digest> {
+    Digest::parse(text).ok().or_else(|| Digest::from_hex(Algorithm::Sha256, text))
 }
 
 /// Number of containers, and how many run.

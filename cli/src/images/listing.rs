@@ -2,9 +2,11 @@
 
 use anyhow::Context;
 use serde_json::Value;
+use unicode_width::UnicodeWidthStr;
 
 use super::template::Template;
 use crate::ui;
+use crate::ui::visible::visible;
 
 /// A column: its header, and the field it shows.
 pub(crate) type Column = (&'static str, &'static str);
@@ -69,16 +71,17 @@ fn table(rows: &[Value], columns: &[Column]) -> String {
 
 /// Columns three spaces apart; the last is not filled.
 fn aligned(lines: &[Vec<String>]) -> String {
+    let shown = |cell: &String| visible(cell).into_owned();
+    let lines: Vec<Vec<String>> = lines.iter().map(|line| line.iter().map(shown).collect()).collect();
     let count = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width =
-        |at: usize| lines.iter().filter_map(|l| l.get(at)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let width = |at: usize| lines.iter().filter_map(|l| l.get(at)).map(|c| c.width()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..count).map(width).collect();
     let mut text = String::new();
-    for line in lines {
+    for line in &lines {
         for (at, cell) in line.iter().enumerate() {
             text.push_str(cell);
             if at + 1 < line.len() {
-                let fill = widths[at] + 3 - cell.chars().count();
+                let fill = widths[at] + 3 - cell.width();
                 text.extend(std::iter::repeat_n(' ', fill));
             }
         }
@@ -99,6 +102,8 @@ mod tests {
     #[test]
     fn columns_are_aligned() {
         let rows = [json!({ "A": "long name", "B": "x" }), json!({ "A": "é", "B": "yy" })];
+        let wide = [json!({ "A": "日本", "B": "x" }), json!({ "A": "abcd", "B": "y" })];
+        assert_eq!(table(&wide, &[("ONE", "A"), ("TWO", "B")]), "ONE    TWO\n日本   x\nabcd   y\n");
         assert_eq!(
             table(&rows, &[("ONE", "A"), ("TWO", "B")]),
             "ONE         TWO\nlong name   x\né           yy\n"

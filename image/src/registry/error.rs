@@ -40,6 +40,12 @@ pub enum ErrorKind {
         /// What is wrong.
         reason: String,
     },
+    /// The server speaks no TLS.
+    #[error("{host} answers http, not https")]
+    NoTls {
+        /// Host and port.
+        host: String,
+    },
     /// 404.
     #[error("not found{}", detail(.0))]
     NotFound(String),
@@ -150,6 +156,9 @@ impl RegistryError {
             ErrorKind::Tls { host, .. } => Some(format!(
                 "put the authority's certificate into /etc/containers/certs.d/{host}/ca.crt, or declare the registry \
                  insecure in registries.conf"
+            )),
+            ErrorKind::NoTls { host } => Some(format!(
+                "if that is as it should be: --insecure-registry {host}, or insecure = true in registries.conf"
             )),
             ErrorKind::Connect { .. } => {
                 Some("is the name right, the registry up, and a proxy needed (HTTPS_PROXY)?".to_owned())

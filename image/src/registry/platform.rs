@@ -9,6 +9,12 @@ use std::str::FromStr;
 use oci_spec::image::Descriptor;
 use thiserror::Error;
 
+/// Go's words for the architectures of Linux.
+const ARCHITECTURES: [&str; 15] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mipsle", "mips64", "mips64le", "ppc64", "ppc64le",
+    "riscv64", "s390x", "sparc64", "wasm",
+];
+
 /// Operating system, architecture, variant of it, in Go's words.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Platform {
@@ -146,7 +152,14 @@ impl FromStr for Platform {
         }
         match words[..] {
             ["linux"] => Ok(Self { os: "linux".into(), ..Self::host() }),
-            [architecture] => Ok(Self::new("linux", architecture, "")),
+            [architecture] => {
+                let platform = Self::new("linux", architecture, "");
+                // A word alone may be anything: docker refuses what it does not know, and so a typing error is told.
+                match ARCHITECTURES.contains(&platform.architecture.as_str()) {
+                    true => Ok(platform),
+                    false => Err(PlatformError(text.to_owned())),
+                }
+            }
             [os, architecture] => Ok(Self::new(os, architecture, "")),
             [os, architecture, variant] => Ok(Self::new(os, architecture, variant)),
             _ => Err(PlatformError(text.to_owned())),
@@ -215,7 +228,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Platform>().unwrap().to_string(), shown);
         }
-        for bad in ["", "/", "linux/", "a/b/c/d", "a b", "linux//v1"] {
+        for bad in ["", "/", "linux/", "a/b/c/d", "a b", "linux//v1", "nonsense", "amd46"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad:?}");
         }
         assert_eq!(Platform::host().os, "linux");

@@ -4,19 +4,34 @@
 //! Source: containers-certs.d(5), docker's "Verify repository client with certificates": `*.crt` are authorities,
 //! `NAME.cert` with `NAME.key` is a certificate of this client.
 
+mod connector;
+mod verifier;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig};
 
 use super::config::ConfigError;
+pub(super) use connector::TlsConnector;
+
+/// How TLS is done with a host.
+#[derive(Debug)]
+pub(super) enum Tls {
+    /// By the HTTP client alone.
+    Plain(Box<TlsConfig>),
+    /// With certificates that are trusted as they are.
+    Own(TlsConnector),
+}
 
 /// TLS for `host` (`HOST[:PORT]`), with what is below `dirs` for it.
-pub(super) fn config(dirs: &[PathBuf], host: &str, insecure: bool) -> Result<TlsConfig, ConfigError> {
+pub(super) fn config(dirs: &[PathBuf], host: &str, insecure: bool) -> Result<Tls, ConfigError> {
     let mut extra = Vec::new();
     let mut client = None;
     for dir in dirs {
@@ -32,13 +47,35 @@ pub(super) fn config(dirs: &[PathBuf], host: &str, insecure: bool) -> Result<Tls
         }
     }
     let native = native_roots();
-    let roots = if native.is_empty() && extra.is_empty() {
-        // A system without a bundle of its own, such as a bare container.
-        RootCerts::WebPki
-    } else {
-        RootCerts::Specific(Arc::new(native.iter().cloned().chain(extra).collect()))
+    let trusted = native.iter().chain(&extra).map(|c| CertificateDer::from(c.der().to_vec()));
+    let trusted: Vec<CertificateDer<'static>> = trusted.collect();
+    if insecure || trusted.is_empty() {
+        // A system without a bundle of its own, such as a bare container, has the built-in one.
+        let client = client.map(|client| client.for_http);
+        let config = TlsConfig::builder().root_certs(RootCerts::WebPki).client_cert(client);
+        return Ok(Tls::Plain(Box::new(config.disable_verification(insecure).build())));
+    }
+    let fail = |reason: String| ConfigError::Certificate { path: PathBuf::from(host), reason };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(trusted.iter().cloned());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .build()
+        .map_err(|error| fail(error.to_string()))?;
+    let verifier = verifier::Verifier { inner, trusted: Arc::new(trusted) };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| fail(error.to_string()))?
+        // Not dangerous: see the verifier.
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let config = match client {
+        None => builder.with_no_client_auth(),
+        Some(client) => builder
+            .with_client_auth_cert(client.chain, client.key)
+            .map_err(|error| fail(error.to_string()))?,
     };
-    Ok(TlsConfig::builder().root_certs(roots).client_cert(client).disable_verification(insecure).build())
+    Ok(Tls::Own(TlsConnector(Arc::new(config))))
 }
 
 /// The system's authorities (`SSL_CERT_FILE`, `SSL_CERT_DIR`, or the distribution's bundle), read once.
@@ -90,7 +127,14 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, ConfigError> {
     Ok(found)
 }
 
-fn client_certificate(chain_path: &Path, key_path: &Path) -> Result<ClientCert, ConfigError> {
+/// A certificate of this client with its key, as either side wants it.
+struct Client {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    for_http: ClientCert,
+}
+
+fn client_certificate(chain_path: &Path, key_path: &Path) -> Result<Client, ConfigError> {
     let chain = certificates(chain_path)?;
     let fail = |reason: String| ConfigError::Certificate { path: key_path.to_owned(), reason };
     let key = pem(key_path)?.into_iter().find_map(|item| match item {
@@ -101,10 +145,12 @@ fn client_certificate(chain_path: &Path, key_path: &Path) -> Result<ClientCert, 
         key.ok_or_else(|| fail("no PEM private key without a passphrase is in it".to_owned()))?;
     // The connector takes for granted that the two belong together.
     let der = PrivateKeyDer::from_pem_file(key_path).map_err(|error| fail(error.to_string()))?;
-    let ders = chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
-    rustls::sign::CertifiedKey::from_der(ders, der, &rustls::crypto::ring::default_provider())
+    let ders: Vec<CertificateDer<'static>> =
+        chain.iter().map(|certificate| CertificateDer::from(certificate.der().to_vec())).collect();
+    let provider = rustls::crypto::ring::default_provider();
+    rustls::sign::CertifiedKey::from_der(ders.clone(), der.clone_key(), &provider)
         .map_err(|error| fail(format!("does not fit {chain_path:?}: {error}")))?;
-    Ok(ClientCert::new_with_certs(&chain, key))
+    Ok(Client { chain: ders, key: der, for_http: ClientCert::new_with_certs(&chain, key) })
 }
 
 #[cfg(test)]

@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use ureq::http::{HeaderMap, Method, Request, header};
 use ureq::tls::TlsConfig;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector, TcpConnector};
 use ureq::{Agent, Body, SendBody};
 
 use super::config::ConfigError;
 use super::environment::Environment;
 use super::error::ErrorKind;
+use super::proxy;
 use super::retry::{self, RetryPolicy};
+use super::tls::{self, Tls};
 use super::url::Url;
-use super::{proxy, tls};
 
 /// More redirects than any registry needs.
 const MAX_REDIRECTS: u32 = 10;
@@ -111,6 +114,8 @@ pub(super) enum Failure {
     Unreachable(String),
     /// Somebody is there, and not the right one.
     Untrusted(String),
+    /// Somebody is there who does not speak TLS.
+    NoTls,
     /// The exchange broke off; trying again may help.
     Interrupted(String),
     /// No HTTP, or an impossible redirect.
@@ -126,6 +131,7 @@ impl Failure {
         match self {
             Self::Unreachable(reason) | Self::Interrupted(reason) => ErrorKind::Connect { host, reason },
             Self::Untrusted(reason) => ErrorKind::Tls { host, reason },
+            Self::NoTls => ErrorKind::NoTls { host },
             Self::Nonsense(reason) => ErrorKind::Protocol { host, reason },
             Self::Config(error) => ErrorKind::Config(error),
         }
@@ -252,11 +258,14 @@ impl Transport {
         if let Some(agent) = agents.get(&key) {
             return Ok(agent.clone());
         }
-        let tls = if url.is_https() {
-            tls::config(&self.environment.certificate_dirs, url.authority(), insecure)
-                .map_err(Failure::Config)?
+        let (tls, connector) = if url.is_https() {
+            let tls = tls::config(&self.environment.certificate_dirs, url.authority(), insecure);
+            match tls.map_err(Failure::Config)? {
+                Tls::Plain(config) => (*config, None),
+                Tls::Own(connector) => (TlsConfig::default(), Some(connector)),
+            }
         } else {
-            TlsConfig::default()
+            (TlsConfig::default(), None)
         };
         let proxy = match proxy::for_host(&self.environment, url.is_https(), url.authority()) {
             Some(text) => Some(ureq::Proxy::new(text).map_err(|error| {
@@ -264,7 +273,7 @@ impl Transport {
             })?),
             None => None,
         };
-        let agent: Agent = Agent::config_builder()
+        let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -277,8 +286,14 @@ impl Transport {
             .max_idle_connections_per_host(8)
             .tls_config(tls)
             .proxy(proxy)
-            .build()
-            .into();
+            .build();
+        let agent = match connector {
+            None => Agent::new_with_config(config),
+            Some(connector) => {
+                let chain = ().chain(ConnectProxyConnector::default()).chain(TcpConnector::default());
+                Agent::with_parts(config, chain.chain(connector), DefaultResolver::default())
+            }
+        };
         agents.insert(key, agent.clone());
         Ok(agent)
     }
@@ -293,7 +308,10 @@ fn failure(error: ureq::Error) -> Failure {
     let words = error.to_string();
     match error {
         ureq::Error::Io(error) => {
-            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                if is_no_tls(tls) {
+                    return Failure::NoTls;
+                }
                 return Failure::Untrusted(words.trim_start_matches("io: ").to_owned());
             }
             let words = words.trim_start_matches("io: ").to_owned();
@@ -308,9 +326,15 @@ fn failure(error: ureq::Error) -> Failure {
         ureq::Error::Timeout(_) => Failure::Interrupted(words),
         ureq::Error::HostNotFound => Failure::Unreachable("there is no host of this name".to_owned()),
         ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => Failure::Unreachable(words),
+        ureq::Error::Rustls(error) if is_no_tls(&error) => Failure::NoTls,
         ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::TlsRequired => Failure::Untrusted(words),
         _ => Failure::Nonsense(words),
     }
+}
+
+/// A server of plain http answers the beginning of TLS with a status line.
+fn is_no_tls(error: &rustls::Error) -> bool {
+    matches!(error, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
 }
 
 /// A proxy's URL for an error message.

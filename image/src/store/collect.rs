@@ -31,13 +31,15 @@ pub struct Collected {
 pub(super) struct Reached {
     pub(super) blobs: HashSet<Digest>,
     pub(super) layers: HashSet<DiffId>,
+    /// An image's config cannot be read: which layers it has is not known, so that none may go.
+    pub(super) has_unknown_layers: bool,
 }
 
 impl Store {
     /// Removes blobs and layers that no image leads to, unless they are in use. Never waits.
     ///
     /// # Errors
-    /// When the index or an image's documents cannot be read: then nothing is removed.
+    /// When the index or a manifest cannot be read: then nothing is removed. (Where a config cannot, no layer is.)
     pub fn collect(&self) -> Result<Collected, Error> {
         let Some(_lock) = self.try_lock_exclusive()? else {
             return Ok(Collected { postponed: true, ..Collected::default() });
@@ -48,7 +50,7 @@ impl Store {
             let directory = self.root.join("layers").join(algorithm.name());
             for (path, digest) in digests_in(&directory, algorithm)? {
                 let diff_id = DiffId(digest);
-                if reached.layers.contains(&diff_id) || !is_free(&path) {
+                if reached.has_unknown_layers || reached.layers.contains(&diff_id) || !is_free(&path) {
                     continue;
                 }
                 collected.bytes += self.layer(&diff_id).map_or(0, |layer| layer.size);
@@ -101,8 +103,15 @@ impl Store {
         reached.blobs.extend(value["layers"].as_array().into_iter().flatten().filter_map(digest));
         if let Some(id) = digest(&value["config"]) {
             reached.blobs.insert(id);
-            if let Ok(config) = self.read_blob(&id).and_then(|bytes| config::Config::parse(&bytes)) {
-                reached.layers.extend(config.rootfs.diff_ids);
+            match self.read_blob(&id) {
+                // What is no image's config has no layers.
+                Ok(bytes) => reached
+                    .layers
+                    .extend(config::Config::parse(&bytes).into_iter().flat_map(|c| c.rootfs.diff_ids)),
+                Err(error) => {
+                    tracing::warn!(%error, config = %id, "no layer is removed until the store is repaired");
+                    reached.has_unknown_layers = true;
+                }
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{NamedImage, Session, Store};
 use crate::config::{self, Config};
-use crate::digest::{ChainId, DiffId, Digest};
+use crate::digest::{Algorithm, ChainId, DiffId, Digest};
 use crate::error::Error;
 use crate::media_type;
 use crate::reference::Reference;
@@ -13,8 +13,12 @@ use crate::reference::Reference;
 /// An image of the store.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// How index.json has it.
+    /// How index.json has it: the manifest that was asked for, with its names. Where [`Store::images`] and
+    /// [`Store::find_whole`] give the image, with the names of all its manifests.
     pub named: NamedImage,
+    /// Manifests of index.json that are this image (have its config), the one in `named` first. There are several where it was
+    /// pushed, so that its layers were compressed, and pulled again.
+    pub manifests: Vec<Digest>,
     /// Its id: the digest of its config.
     pub id: Digest,
     /// Digest of the manifest for this platform.
@@ -30,6 +34,19 @@ pub struct Image {
 }
 
 impl Image {
+    /// Adds the names of another manifest that is this image.
+    fn add(&mut self, other: &NamedImage) {
+        self.manifests.push(other.manifest);
+        let named = &mut self.named;
+        named.names.extend_from_slice(&other.names);
+        named.repo_digests.extend_from_slice(&other.repo_digests);
+        for list in [&mut named.names, &mut named.repo_digests] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        named.tagged = named.tagged.take().max(other.tagged.clone());
+    }
+
     /// Its layers, the lowest first.
     pub fn diff_ids(&self) -> &[DiffId] {
         &self.config.rootfs.diff_ids
@@ -85,20 +102,63 @@ fn familiar(name: &str) -> String {
 }
 
 impl Store {
-    /// All images, in the order of index.json. Those that cannot be read are left out, and told.
+    /// All images, each once, in the order of index.json. Those that cannot be read are left out, and told.
     ///
     /// # Errors
     /// When index.json cannot be read.
     pub fn images(&self) -> Result<(Vec<Image>, Vec<String>), Error> {
-        let (mut images, mut warnings) = (Vec::new(), Vec::new());
-        for named in self.named()? {
+        let (mut images, mut warnings) = (Vec::<Image>::new(), Vec::new());
+        let mut all = self.named()?;
+        // A manifest that has a name speaks for its image.
+        all.sort_by_key(|named| named.names.is_empty());
+        for named in all {
             let manifest = named.manifest;
             match self.image(named) {
-                Ok(image) => images.push(image),
+                Ok(image) => match images.iter_mut().find(|known| known.id == image.id) {
+                    Some(known) => known.add(&image.named),
+                    None => images.push(image),
+                },
                 Err(error) => warnings.push(format!("image {manifest}: {}", words(&error))),
             }
         }
         Ok((images, warnings))
+    }
+
+    /// As [`find`](Self::find), with all names of the image: for whoever lists or removes them.
+    ///
+    /// # Errors
+    /// As `find`.
+    pub fn find_whole(&self, name: &str) -> Result<Image, Error> {
+        let mut image = self.find(name)?;
+        for named in self.named()? {
+            if named.manifest != image.named.manifest
+                && self.id_of_manifest(&named.manifest).is_ok_and(|id| id == image.id)
+            {
+                image.add(&named);
+            }
+        }
+        Ok(image)
+    }
+
+    /// Id of the image with this manifest, or list of manifests.
+    ///
+    /// # Errors
+    /// When a document is missing, damaged, or makes no sense.
+    pub(super) fn id_of_manifest(&self, manifest: &Digest) -> Result<Digest, Error> {
+        config::digest_of(self.manifest_for_here(manifest)?.2.config())
+    }
+
+    /// Of a manifest or a list of them, the one for this machine: its digest, its bytes, and what they say.
+    fn manifest_for_here(&self, manifest: &Digest) -> Result<(Digest, Vec<u8>, ImageManifest), Error> {
+        let mut digest = *manifest;
+        let mut bytes = self.read_blob(&digest)?;
+        // Another program may have put a list of manifests here.
+        if let Some(chosen) = choose_from_index(&bytes)? {
+            digest = chosen;
+            bytes = self.read_blob(&digest)?;
+        }
+        let manifest = config::parse_manifest(&bytes)?;
+        Ok((digest, bytes, manifest))
     }
 
     /// Reads an image.
@@ -106,19 +166,22 @@ impl Store {
     /// # Errors
     /// When a document is missing, damaged, or makes no sense.
     pub fn image(&self, named: NamedImage) -> Result<Image, Error> {
-        let mut manifest_digest = named.manifest;
-        let mut bytes = self.read_blob(&manifest_digest)?;
-        // Another program may have put a list of manifests here.
-        if let Some(chosen) = choose_from_index(&bytes)? {
-            manifest_digest = chosen;
-            bytes = self.read_blob(&manifest_digest)?;
-        }
-        let manifest = config::parse_manifest(&bytes)?;
+        let (manifest_digest, bytes, manifest) = self.manifest_for_here(&named.manifest)?;
         let id = config::digest_of(manifest.config())?;
         let config_bytes = self.read_blob(&id)?;
         let config = Config::parse(&config_bytes)?;
         check_layers(&manifest, &config)?;
-        Ok(Image { named, id, manifest_digest, manifest_bytes: bytes, manifest, config_bytes, config })
+        let manifests = vec![named.manifest];
+        Ok(Image {
+            named,
+            manifests,
+            id,
+            manifest_digest,
+            manifest_bytes: bytes,
+            manifest,
+            config_bytes,
+            config,
+        })
     }
 
     /// The images of a list of manifests, each with its platform's entry there, as far as they are here. `None` for what is no list.
@@ -182,19 +245,30 @@ impl Store {
         if !is_hex {
             return Err(Error::NoSuchImage(shown(name)));
         }
-        let mut found: Vec<Image> = Vec::new();
+        let mut found: Vec<(Digest, NamedImage)> = Vec::new();
+        let mut unreadable = None;
         for named in all {
-            let Ok(image) = self.image(named) else { continue };
-            if image.id.hex().starts_with(prefix) && !found.iter().any(|known| known.id == image.id) {
-                found.push(image);
+            match self.id_of_manifest(&named.manifest) {
+                Ok(id) if !id.hex().starts_with(prefix) => {}
+                Ok(id) => match found.iter_mut().find(|(known, _)| *known == id) {
+                    // A manifest that has a name speaks for its image.
+                    Some((_, known)) if known.names.is_empty() => *known = named,
+                    Some(_) => {}
+                    None => found.push((id, named)),
+                },
+                Err(error) => unreadable = Some(error),
             }
         }
         match found.len() {
-            0 => Err(Error::NoSuchImage(shown(name))),
-            1 => Ok(found.swap_remove(0)),
+            0 => match unreadable {
+                // It may be the one.
+                Some(error) if Digest::from_hex(Algorithm::Sha256, prefix).is_some() => Err(error),
+                _ => Err(Error::NoSuchImage(shown(name))),
+            },
+            1 => self.image(found.swap_remove(0).1),
             _ => Err(Error::Ambiguous {
                 prefix: name.to_owned(),
-                candidates: found.iter().map(|image| image.id.short()).collect(),
+                candidates: found.iter().map(|(id, _)| id.short()).collect(),
             }),
         }
     }

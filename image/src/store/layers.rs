@@ -72,7 +72,9 @@ impl Store {
 
     /// The layer if it is unpacked and serves on top of `below`.
     pub fn usable_layer(&self, diff_id: &DiffId, below: Option<ChainId>) -> Option<LayerRecord> {
-        self.layer(diff_id).filter(|record| record.only_on.is_none() || record.only_on == below)
+        self.layer(diff_id)
+            .filter(|_| self.layer_tree(diff_id).is_dir())
+            .filter(|record| record.only_on.is_none() || record.only_on == below)
     }
 
     /// Keeps a layer from being removed, for a mount of it.
@@ -83,7 +85,9 @@ impl Store {
         let path = self.layer_path(diff_id);
         let directory = File::open(&path).map_err(Error::io("open layer", &path))?;
         rustix::fs::flock(&directory, FlockOperation::LockShared).map_err(Error::io("lock layer", &path))?;
-        Ok(LayerHold { directory, tree: path.join("tree"), index: path.join("tree.layerfs-index") })
+        let tree = path.join("tree");
+        fs::metadata(&tree).map_err(Error::io("find the layer", &tree))?;
+        Ok(LayerHold { directory, tree, index: path.join("tree.layerfs-index") })
     }
 
     /// The trees of `diff_ids` (the lowest first, as configs have them) as a stack.
@@ -138,7 +142,9 @@ impl Store {
             Ok(()) => {}
             Err(_) if place.is_dir() => {
                 let known = self.layer(&record.diff_id);
-                if known.is_some_and(|known| known.only_on.is_none() || known.only_on == record.only_on) {
+                let serves =
+                    known.is_some_and(|known| known.only_on.is_none() || known.only_on == record.only_on);
+                if serves && place.join("tree").is_dir() {
                     return Ok(());
                 }
                 // Changing places, so that there is never none; the old one goes with the session.

@@ -46,6 +46,16 @@ fn annotation<'a>(descriptor: &'a Value, name: &str) -> Option<&'a str> {
     descriptor.get("annotations")?.get(name)?.as_str()
 }
 
+/// A descriptor's name, in full: other programs write short ones.
+fn full_name(descriptor: &Value) -> Option<String> {
+    let name = annotation(descriptor, REF_NAME)?;
+    Some(full(name))
+}
+
+fn full(name: &str) -> String {
+    Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.to_string())
+}
+
 fn digest_of(descriptor: &Value) -> Option<Digest> {
     Digest::parse(descriptor.get("digest")?.as_str()?).ok()
 }
@@ -130,7 +140,7 @@ impl Store {
                 images.len() - 1
             });
             let image = &mut images[at];
-            image.names.extend(annotation(descriptor, REF_NAME).map(str::to_owned));
+            image.names.extend(full_name(descriptor));
             let digests = annotation(descriptor, REPO_DIGESTS).unwrap_or_default();
             image.repo_digests.extend(digests.split(',').filter(|d| !d.is_empty()).map(str::to_owned));
             image.tagged = image.tagged.take().max(annotation(descriptor, TAGGED).map(str::to_owned));
@@ -166,12 +176,14 @@ impl Store {
                 let digests = annotation(known, REPO_DIGESTS).unwrap_or_default();
                 repo_digests.extend(digests.split(',').filter(|d| !d.is_empty()).map(str::to_owned));
             }
-            let has = |descriptors: &[Value], name: Option<&str>| {
-                descriptors.iter().any(|d| digest_of(d) == Some(manifest) && annotation(d, REF_NAME) == name)
+            let has = |descriptors: &[Value], name: &String| {
+                descriptors
+                    .iter()
+                    .any(|d| digest_of(d) == Some(manifest) && full_name(d).as_ref() == Some(name))
             };
             let new = json!({ "mediaType": media_type, "digest": manifest, "size": size });
             for name in &names {
-                if !has(descriptors, Some(name)) {
+                if !has(descriptors, name) {
                     let mut descriptor = new.clone();
                     set_annotation(&mut descriptor, REF_NAME, Some(name.clone()));
                     set_annotation(&mut descriptor, TAGGED, Some(crate::time::now()));
@@ -196,6 +208,7 @@ impl Store {
                     Some(joined.clone()).filter(|text| !text.is_empty()),
                 );
             }
+            self.drop_superseded(descriptors, Some(&manifest));
             Ok(())
         })
     }
@@ -206,10 +219,81 @@ impl Store {
     /// When index.json cannot be replaced.
     pub fn untag(&self, name: &str) -> Result<bool, Error> {
         self.change_index(|descriptors| {
-            let has = descriptors.iter().any(|d| annotation(d, REF_NAME) == Some(name));
-            take_names(descriptors, &[name.to_owned()], None);
+            let name = full(name);
+            let has = descriptors.iter().any(|d| full_name(d).as_ref() == Some(&name));
+            take_names(descriptors, &[name], None);
+            self.drop_superseded(descriptors, None);
             Ok(has)
         })
+    }
+
+    /// Takes all names and digests from an image with these manifests, and keeps it under its id, by the first of them: something
+    /// is on it still. Its content stays.
+    ///
+    /// # Errors
+    /// When index.json cannot be replaced.
+    pub fn untag_all(&self, manifests: &[Digest]) -> Result<(), Error> {
+        self.change_index(|descriptors| {
+            let mut kept = false;
+            descriptors.retain_mut(|descriptor| {
+                let Some(at) = digest_of(descriptor).and_then(|d| manifests.iter().position(|m| *m == d))
+                else {
+                    return true;
+                };
+                let keep = at == 0 && !kept;
+                kept |= keep;
+                for name in [REF_NAME, REPO_DIGESTS, TAGGED] {
+                    set_annotation(descriptor, name, None);
+                }
+                keep
+            });
+            Ok(())
+        })
+    }
+
+    /// Takes out manifests without a name whose image has another one: such are left when an image that was pushed is pulled,
+    /// and takes its name along to the registry's manifest. (Their config, and so the layers, are the same.)
+    ///
+    /// # Errors
+    /// When index.json cannot be replaced.
+    pub fn forget_superseded(&self) -> Result<(), Error> {
+        self.change_index(|descriptors| {
+            self.drop_superseded(descriptors, None);
+            Ok(())
+        })
+    }
+
+    /// With a `keeper` only those that are its image.
+    fn drop_superseded(&self, descriptors: &mut Vec<Value>, keeper: Option<&Digest>) {
+        let is_bare = |d: &Value| {
+            annotation(d, REF_NAME).is_none()
+                && annotation(d, REPO_DIGESTS).is_none()
+                && digest_of(d).as_ref() != keeper
+        };
+        if !descriptors.iter().any(is_bare) {
+            return;
+        }
+        if let Some(keeper) = keeper {
+            let Ok(id) = self.id_of_manifest(keeper) else { return };
+            descriptors.retain(|d| !is_bare(d) || self.id_of_descriptor(d) != Some(id));
+            return;
+        }
+        let mut ids: Vec<Option<Digest>> = descriptors.iter().map(|d| self.id_of_descriptor(d)).collect();
+        let mut at = 0;
+        while at < descriptors.len() {
+            let others = ids.iter().filter(|id| id.is_some() && **id == ids[at]).count();
+            if others > 1 && is_bare(&descriptors[at]) {
+                descriptors.remove(at);
+                ids.remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// `None` when its manifest cannot be read: then nothing is concluded.
+    fn id_of_descriptor(&self, descriptor: &Value) -> Option<Digest> {
+        self.id_of_manifest(&digest_of(descriptor)?).ok()
     }
 
     /// Takes an image with all its names out of the index. Its content stays until it is collected.
@@ -217,8 +301,16 @@ impl Store {
     /// # Errors
     /// When index.json cannot be replaced.
     pub fn forget(&self, manifest: &Digest) -> Result<(), Error> {
+        self.forget_all(std::slice::from_ref(manifest))
+    }
+
+    /// As [`forget`](Self::forget), for all manifests of an image at once.
+    ///
+    /// # Errors
+    /// When index.json cannot be replaced.
+    pub fn forget_all(&self, manifests: &[Digest]) -> Result<(), Error> {
         self.change_index(|descriptors| {
-            descriptors.retain(|d| digest_of(d).as_ref() != Some(manifest));
+            descriptors.retain(|d| digest_of(d).is_none_or(|digest| !manifests.contains(&digest)));
             Ok(())
         })
     }
@@ -227,9 +319,10 @@ impl Store {
     ///
     /// # Errors
     /// When index.json cannot be replaced.
-    pub fn forget_repo_digest(&self, manifest: &Digest, repo_digest: &str) -> Result<(), Error> {
+    pub fn forget_repo_digest(&self, manifests: &[Digest], repo_digest: &str) -> Result<(), Error> {
         self.change_index(|descriptors| {
-            for descriptor in descriptors.iter_mut().filter(|d| digest_of(d).as_ref() == Some(manifest)) {
+            let of_it = |d: &&mut Value| digest_of(d).is_some_and(|digest| manifests.contains(&digest));
+            for descriptor in descriptors.iter_mut().filter(of_it) {
                 let digests = annotation(descriptor, REPO_DIGESTS).unwrap_or_default();
                 let left: Vec<&str> =
                     digests.split(',').filter(|d| *d != repo_digest && !d.is_empty()).collect();
@@ -246,8 +339,7 @@ fn take_names(descriptors: &mut Vec<Value>, names: &[String], keeper: Option<&Di
     let mut at = 0;
     while at < descriptors.len() {
         let digest = digest_of(&descriptors[at]);
-        let taken =
-            annotation(&descriptors[at], REF_NAME).is_some_and(|n| names.iter().any(|name| name == n));
+        let taken = full_name(&descriptors[at]).is_some_and(|name| names.contains(&name));
         if !taken || digest.as_ref() == keeper && keeper.is_some() {
             at += 1;
             continue;

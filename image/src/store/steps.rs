@@ -84,7 +84,7 @@ impl Store {
         self.root.join("steps")
     }
 
-    fn step_path(&self, key: &Digest) -> PathBuf {
+    pub(super) fn step_path(&self, key: &Digest) -> PathBuf {
         self.steps_path().join(format!("{}.json", key.hex()))
     }
 

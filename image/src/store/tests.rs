@@ -1,5 +1,6 @@
 //! The store as its users see it: names, sharing, collection, damage, several at once.
 
+mod naming;
 mod processes;
 mod repair;
 
@@ -79,7 +80,7 @@ fn what_no_image_leads_to_is_collected_and_nothing_else() {
     store.forget(&one.named.manifest).unwrap();
     store.collect().unwrap();
     assert!(store.layer(&diff_id).is_some(), "a shared layer went");
-    assert!(store.check(false).unwrap().problems.is_empty());
+    assert!(store.check().unwrap().problems.is_empty());
     let hold = store.hold_layer(&diff_id).unwrap();
     store.forget(&store.find("two").unwrap().named.manifest).unwrap();
     store.collect().unwrap();
@@ -127,12 +128,13 @@ fn damage_is_found_and_mended() {
     let mut bytes = fs::read(&blob).unwrap();
     bytes[700] ^= 1;
     fs::write(&blob, bytes).unwrap();
-    let before: Vec<String> = store.check(false).unwrap().problems.into_iter().map(|p| p.what).collect();
+    let before: Vec<String> = store.check().unwrap().problems.into_iter().map(|p| p.what).collect();
     assert!(before.iter().any(|what| what.contains("damaged")), "{before:?}");
     assert!(before.iter().any(|what| what.contains("no record")), "{before:?}");
-    store.check(true).unwrap();
-    assert_eq!(store.check(false).unwrap().problems, []);
-    assert!(store.find("whole").is_ok() && store.find("lost").is_err());
+    store.repair(&std::collections::HashSet::new()).unwrap();
+    assert_eq!(store.check().unwrap().problems, []);
+    assert!(store.find("whole").is_ok(), "unpacked again");
+    assert!(store.find("lost").is_ok(), "packed again");
     assert!(store.layer_tree(&whole.diff_ids()[0]).join("1").exists());
 }
 
@@ -196,7 +198,7 @@ fn many_at_once_add_remove_and_collect() {
             });
         }
     });
-    let report = store.check(false).unwrap();
+    let report = store.check().unwrap();
     assert_eq!(report.problems, []);
 }
 

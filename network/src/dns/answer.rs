@@ -47,6 +47,9 @@ pub(crate) fn decide(
     transport: Transport,
     host_resolv: &Path,
 ) -> Decision {
+    if !names.admits(network, source) {
+        return Decision::Ignore;
+    }
     let question = match Question::parse(query) {
         Ok(question) => question,
         Err(Some(refusal)) => return Decision::Answer(refusal),

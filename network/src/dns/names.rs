@@ -21,6 +21,14 @@ impl Names {
         self.leases.iter().find(|lease| lease.network == network && lease.addresses().any(|ip| ip == source))
     }
 
+    /// Whether `source` may ask in `network` at all: one of its containers, or the host itself, which asks from the address
+    /// that it asks. Whoever else reaches the gateway (another network's container, a machine that has a route) may not.
+    pub(crate) fn admits(&self, network: &str, source: IpAddr) -> bool {
+        let is_host =
+            |n: &Network| n.id == network && n.subnets.iter().any(|subnet| subnet.gateway == source);
+        self.asker(network, source).is_some() || self.networks.iter().any(is_host)
+    }
+
     /// The networks whose names the one who asks may know.
     fn visible<'a>(&'a self, network: &'a str, asker: Option<&'a Lease>) -> Vec<&'a Network> {
         let member = |id: &str| {
@@ -137,6 +145,15 @@ mod tests {
         assert_eq!(ask("www").map(|found| found.len()), Some(2));
         assert_eq!(ask("secret"), None);
         assert_eq!(names.addresses("id-a", None, "web"), None);
+        for (source, is_admitted) in [
+            ([10, 1, 1, 2], true),
+            ([10, 1, 1, 0], true),
+            ([10, 1, 2, 3], false),
+            ([10, 1, 1, 9], false),
+            ([192, 0, 2, 1], false),
+        ] {
+            assert_eq!(names.admits("id-a", Ipv4Addr::from(source).into()), is_admitted, "{source:?}");
+        }
         let name = |last| names.name("id-a", asker, Ipv4Addr::new(10, 1, 2, last).into());
         assert_eq!(name(3), Some(Some("Web.b".into())));
         assert_eq!(name(9), Some(None));

@@ -1,10 +1,10 @@
 //! The server's process: sockets, threads, and when it ends.
 
+use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -22,6 +22,8 @@ use crate::store;
 const PORT: u16 = 53;
 /// Questions that wait for other servers, and connections, at one time. More are dropped; clients ask again.
 const MAX_WAITING: usize = 128;
+/// Of these, of one client: no container keeps the others of its network from being answered.
+const MAX_WAITING_EACH: usize = 32;
 /// How long a connection may say nothing.
 const IDLE: Duration = Duration::from_secs(10);
 /// What is enough for one question.
@@ -32,7 +34,7 @@ struct Server {
     directory: PathBuf,
     network: String,
     names: RwLock<Arc<Names>>,
-    waiting: AtomicUsize,
+    waiting: Mutex<HashMap<IpAddr, usize>>,
     host_resolv: PathBuf,
 }
 
@@ -64,7 +66,7 @@ pub fn serve(directory: &Path, network: &str, host_resolv: &Path, ready: impl Fn
         directory: directory.to_owned(),
         network: network.to_owned(),
         names: RwLock::new(Arc::new(names)),
-        waiting: AtomicUsize::new(0),
+        waiting: Mutex::default(),
         host_resolv: host_resolv.to_owned(),
     });
     for gateway in gateways {
@@ -156,7 +158,9 @@ impl Server {
                 Decision::Answer(answer) => drop(socket.send_to(&answer, client)),
                 Decision::Ignore => {}
                 Decision::Forward(question, servers) => {
-                    let (Some(slot), Ok(socket)) = (self.slot(), socket.try_clone()) else { continue };
+                    let (Some(slot), Ok(socket)) = (self.slot(client.ip()), socket.try_clone()) else {
+                        continue;
+                    };
                     let query = query.to_vec();
                     let waited = spawn(move || {
                         let _slot = slot;
@@ -178,7 +182,10 @@ impl Server {
                 Err(error) if is_passing(&error) => continue,
                 Err(error) => return tracing::warn!(%error, "accept connections"),
             };
-            let Some(slot) = self.slot() else { continue };
+            if !self.now().admits(&self.network, client.ip()) {
+                continue;
+            }
+            let Some(slot) = self.slot(client.ip()) else { continue };
             let own = Arc::clone(&self);
             let started = spawn(move || {
                 let _slot = slot;
@@ -212,20 +219,36 @@ impl Server {
         answer::decide(&self.now(), &self.network, client.ip(), query, transport, &self.host_resolv)
     }
 
-    /// Room for one more that waits.
-    fn slot(self: &Arc<Self>) -> Option<Slot> {
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let slot = Slot(Arc::clone(self));
-        (before < MAX_WAITING).then_some(slot)
+    /// Room for one more of `client` that waits.
+    fn slot(self: &Arc<Self>, client: IpAddr) -> Option<Slot> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.values().sum::<usize>() >= MAX_WAITING {
+            return None;
+        }
+        let own = waiting.entry(client).or_default();
+        if *own >= MAX_WAITING_EACH {
+            return None;
+        }
+        *own += 1;
+        Some(Slot { server: Arc::clone(self), client })
     }
 }
 
 /// One that waits; gone with its thread.
-struct Slot(Arc<Server>);
+struct Slot {
+    server: Arc<Server>,
+    client: IpAddr,
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut waiting = self.server.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = waiting.get_mut(&self.client) {
+            *own -= 1;
+            if *own == 0 {
+                waiting.remove(&self.client);
+            }
+        }
     }
 }
 

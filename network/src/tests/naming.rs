@@ -109,6 +109,22 @@ fn names_of_a_network_are_answered_and_others_are_asked_for() {
                 first.is_some_and(|m| m.ends_with(&octets(b.v4())))
                     && second.is_some_and(|m| m.ends_with(&octets(a.v4())))
             }));
+            // Of another network: nothing, over UDP or TCP.
+            host.network("other");
+            let foreign = host.container("foreign", "other", &[]);
+            let unheard = namespace::within(foreign.fd(), || {
+                let ask = || {
+                    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(gateway, 53), PATIENCE)?;
+                    stream.set_read_timeout(Some(PATIENCE))?;
+                    crate::dns::tests_write(&mut stream, &query("web", A))?;
+                    crate::dns::tests_read(&mut stream)
+                };
+                Ok(ask())
+            });
+            assert!(
+                unheard.is_ok_and(|answer| answer.is_err() || answer.is_ok_and(|message| message.is_none()))
+            );
+            host.networks.detach(&foreign.id, None).unwrap_or_else(|e| panic!("{}", words(&e)));
             // A name that comes and goes.
             let c = host.container("late", "mine", &[]);
             while ask(a.fd(), gateway, "late.mine", A).1.ends_with(&[192, 0, 2, 77]) {}

@@ -90,13 +90,37 @@ fn respelled(text: &[u8]) -> Cow<'_, [u8]> {
     serde_json::to_vec(&document).map_or(text.into(), Cow::from)
 }
 
+/// `text`, with the user that a process has which names none: root, as other runtimes have it. `None` where every process
+/// names its user.
+fn with_user(text: &[u8]) -> Option<Vec<u8>> {
+    let mut document = serde_json::from_slice::<serde_json::Value>(text).ok()?;
+    // A document of a container, or one of a process alone.
+    let process = match document.get("process") {
+        Some(_) => document.get_mut("process")?,
+        None => &mut document,
+    };
+    let process = process.as_object_mut()?;
+    if !process.contains_key("cwd") || process.get("user").is_some_and(|user| !user.is_null()) {
+        return None;
+    }
+    process.insert("user".to_owned(), serde_json::json!({"uid": 0, "gid": 0}));
+    serde_json::to_vec(&document).ok()
+}
+
 /// The document that `text` is.
 ///
 /// # Errors
 /// The field that is wrong.
 pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigError> {
     let text = respelled(text);
-    let text = text.as_ref();
+    // Few documents leave the user out: only one that is refused as it stands is looked at again.
+    parse_exactly(&text).or_else(|refused| match with_user(&text) {
+        Some(completed) => parse_exactly(&completed),
+        None => Err(refused),
+    })
+}
+
+fn parse_exactly<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigError> {
     serde_json::from_slice(text).map_err(|error| {
         // Slower, and only needed to say where.
         let mut reader = serde_json::Deserializer::from_slice(text);
@@ -113,6 +137,22 @@ pub fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regression_a_process_without_a_user_is_roots() {
+        for process in [r#"{"cwd":"/"}"#, r#"{"cwd":"/","user":null}"#, r#"{"cwd":"/","user":{}}"#] {
+            let spec =
+                parse::<Spec>(format!(r#"{{"ociVersion":"1.0.2","process":{process}}}"#).as_bytes()).unwrap();
+            let alone = parse::<oci_spec::runtime::Process>(process.as_bytes()).unwrap();
+            for user in [spec.process().as_ref().unwrap().user(), alone.user()] {
+                assert_eq!((user.uid(), user.gid()), (0, 0), "{process}");
+            }
+        }
+        let error = parse::<Spec>(br#"{"ociVersion":"1.0.2","process":{"cwd":"/","user":7}}"#).unwrap_err();
+        assert!(error.field().starts_with("process.user"), "{error}");
+        let error = parse::<Spec>(br#"{"ociVersion":"1.0.2","process":{"cwd":"/","args":7}}"#).unwrap_err();
+        assert!(error.field().starts_with("process.args"), "{error}");
+    }
 
     #[test]
     fn the_field_of_an_unknown_word_is_named() {

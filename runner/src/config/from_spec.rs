@@ -3,8 +3,8 @@
 use std::path::{Component, Path};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxMemoryPolicy, LinuxPersonalityDomain, MemoryPolicyFlagType,
-    MemoryPolicyModeType, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxMemoryPolicy, LinuxPersonalityDomain, LinuxResources,
+    MemoryPolicyFlagType, MemoryPolicyModeType, Spec,
 };
 
 use super::default_spec;
@@ -81,6 +81,7 @@ impl Config {
                 to.push(path.into());
             }
         }
+        check_device_rules(&config.resources)?;
         config.add_default_devices();
         config.check_names()?;
         config.check_ids()?;
@@ -156,6 +157,13 @@ impl Config {
                 of(Namespaces::NETWORK)?;
             } else if plain == "kernel.domainname" || plain == "kernel.hostname" {
                 of(Namespaces::UTS)?;
+                let (other, name) = match plain.as_str() {
+                    "kernel.hostname" => ("hostname", &self.hostname),
+                    _ => ("domainname", &self.domainname),
+                };
+                if name.is_some() {
+                    return Err(ConfigError::new(field(), format!("contradicts {other}: give one of them")));
+                }
             } else if plain.starts_with("user.") {
                 of(Namespaces::USER)?;
             } else {
@@ -334,6 +342,29 @@ fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<MemoryPolicy, ConfigError
         })?,
     };
     Ok(MemoryPolicy { mode: mode | flags, nodes })
+}
+
+/// Rules whose words would be taken for fewer than they say, or for all.
+fn check_device_rules(resources: &LinuxResources) -> Result<(), ConfigError> {
+    for (index, rule) in resources.devices().iter().flatten().enumerate() {
+        let field = |name: &str| format!("linux.resources.devices[{index}].{name}");
+        if let Some(access) = rule.access()
+            && access.chars().any(|letter| !matches!(letter, 'r' | 'w' | 'm'))
+        {
+            let problem = format!("{access:?} has other letters than r, w and m");
+            return Err(ConfigError::new(field("access"), problem));
+        }
+        for (name, number) in [("major", rule.major()), ("minor", rule.minor())] {
+            if let Some(number) = number
+                && number != -1
+                && u32::try_from(number).is_err()
+            {
+                let problem = format!("{number} is no device number; -1 is all of them");
+                return Err(ConfigError::new(field(name), problem));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn device(device: &LinuxDevice, field: &str) -> Result<Device, ConfigError> {

@@ -42,6 +42,7 @@ fn from_process(process: &oci_spec::runtime::Process) -> Result<Process, ConfigE
         return Err(ConfigError::new("process.cwd", format!("{} is not absolute", cwd.display())));
     }
     let user = process.user();
+    check_user(user)?;
     let mut capabilities = Sets::default();
     if let Some(sets) = process.capabilities() {
         let bits = |set: &Option<_>| set.as_ref().map_or(CapabilitySet::empty(), bits_of);
@@ -97,6 +98,19 @@ fn from_process(process: &oci_spec::runtime::Process) -> Result<Process, ConfigE
         apparmor_profile: label(process.apparmor_profile(), "process.apparmorProfile", require_apparmor)?,
         selinux_label: label(process.selinux_label(), "process.selinuxLabel", require_selinux)?,
     })
+}
+
+/// The largest id of a user or group. The highest of 32 bits, -1, would leave the program the runtime's own.
+pub const ID_MAX: u32 = i32::MAX.unsigned_abs();
+
+fn check_user(user: &oci_spec::runtime::User) -> Result<(), ConfigError> {
+    let groups = user.additional_gids().iter().flatten().enumerate();
+    let groups = groups.map(|(index, gid)| (format!("process.user.additionalGids[{index}]"), *gid));
+    let own = [("process.user.uid".to_owned(), user.uid()), ("process.user.gid".to_owned(), user.gid())];
+    match own.into_iter().chain(groups).find(|(_, id)| *id > ID_MAX) {
+        Some((field, id)) => Err(ConfigError::new(field, format!("{id} is not within 0 and {ID_MAX}"))),
+        None => Ok(()),
+    }
 }
 
 fn c_string(word: &str, field: &str) -> Result<CString, ConfigError> {
@@ -307,6 +321,12 @@ mod tests {
             (r#"{"oomScoreAdj":1001}"#, "process.oomScoreAdj"),
             (r#"{"cwd":"here"}"#, "process.cwd"),
             (r#"{"rlimits":[{"type":"RLIMIT_CORE","soft":2,"hard":1}]}"#, "process.rlimits[0]"),
+            (r#"{"user":{"uid":4294967295,"gid":0}}"#, "process.user.uid"),
+            (r#"{"user":{"uid":0,"gid":2147483648}}"#, "process.user.gid"),
+            (
+                r#"{"user":{"uid":0,"gid":0,"additionalGids":[5,4294967295]}}"#,
+                "process.user.additionalGids[1]",
+            ),
         ] {
             assert_eq!(parsed(json).unwrap_err().field(), field, "{json}");
         }

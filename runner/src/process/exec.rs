@@ -18,7 +18,7 @@ use super::identity::{self, Labels, confine, find_program};
 use super::init::{At, expect, expect_start, leave_parent, open_root};
 use super::join::{bear_sibling, can_return_to_pid_namespace};
 use super::parent::{Container, CreateError, Stdio};
-use super::{environment, program};
+use super::{environment, home, program};
 use crate::cgroup::{Cgroup, Entrances};
 use crate::channel::{Channel, Failure, Message, Stage};
 use crate::config::{Config, MemoryPolicy, Process};
@@ -198,6 +198,7 @@ fn become_program(
         become_namespace_root().at(Stage::Privileges)?;
     }
     identity::set_memory_policy(execution.memory_policy).at(Stage::Privileges)?;
+    let env = home::environment(process);
     identity::become_user(process).at(Stage::Privileges)?;
     let path = find_program(process)?;
     channel
@@ -211,7 +212,7 @@ fn become_program(
         .at(Stage::Exec)?;
     confine(process, execution.seccomp, labels, channel).at(Stage::Privileges)?;
     sys::signal::ignore(libc::SIGHUP, false);
-    let error = sys::process::exec(&path, &process.args, &process.env);
+    let error = sys::process::exec(&path, &process.args, &env);
     Err(Failure {
         stage: Stage::Exec,
         kind: program::kind_of(&error),

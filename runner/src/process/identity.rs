@@ -13,7 +13,7 @@ use rustix::thread::CapabilitySets;
 
 use super::program;
 use crate::channel::{Channel, Failure, Message, Stage};
-use crate::config::{MemoryPolicy, Process, Rlimit};
+use crate::config::{ID_MAX, MemoryPolicy, Process, Rlimit};
 use crate::rootfs::resolve;
 use crate::seccomp::Seccomp;
 use crate::step::{Doing, StepError};
@@ -33,6 +33,13 @@ pub(super) fn become_user(process: &Process) -> Result<(), StepError> {
     capabilities::limit_bounding_set(process.capabilities.bounding)?;
     rustix::thread::set_keep_capabilities(true).doing(|| "keep capabilities".into())?;
     let user = &process.user;
+    // -1 leaves what it is: root.
+    if let Some(id) = [user.uid, user.gid].into_iter().find(|id| *id > ID_MAX) {
+        return Err(StepError::refused(
+            format!("become user {}:{}", user.uid, user.gid),
+            format!("{id} is no id"),
+        ));
+    }
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     match rustix::thread::set_thread_groups(&groups) {

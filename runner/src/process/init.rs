@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 
 use rustix::fs::Mode;
 use rustix::process::Signal;
@@ -15,7 +16,7 @@ use super::console::Terminal;
 use super::identity::{self, Labels, confine, find_program};
 use super::join::{self, Openings};
 use super::parent::Stdio;
-use super::{environment, pid1, program};
+use super::{environment, home, pid1, program};
 use crate::cgroup::{Entrances, Hierarchies};
 use crate::channel::{Channel, Failure, FailureKind, Message, Received, Stage};
 use crate::config::Config;
@@ -32,6 +33,8 @@ const FAILED: i32 = 125;
 pub(super) struct Inheritance<'a> {
     pub(super) config: &'a Config,
     pub(super) hierarchies: &'a Hierarchies,
+    /// Directories of the container's cgroup, where it has no cgroup namespace of its own.
+    pub(super) shared_cgroups: Option<&'a [PathBuf]>,
     pub(super) prepared: &'a Prepared,
     pub(super) openings: &'a Openings,
     pub(super) devices: &'a Devices,
@@ -114,6 +117,7 @@ fn become_program(
     };
     let surroundings = Surroundings {
         hierarchies: inheritance.hierarchies,
+        shared_cgroups: inheritance.shared_cgroups,
         prepared: inheritance.prepared,
         has_own_pids: config.namespaces.contains(Namespaces::PID)
             || config.joined.iter().any(|joined| joined.namespace == Namespaces::PID),
@@ -145,6 +149,7 @@ fn become_program(
         None => None,
     };
     identity::set_memory_policy(config.memory_policy.as_ref()).at(Stage::Privileges)?;
+    let env = home::environment(&config.process);
     identity::become_user(&config.process).at(Stage::Privileges)?;
     // Changing the user has cleared it.
     die_with(inheritance.listener.is_some()).at(Stage::Privileges)?;
@@ -165,7 +170,10 @@ fn become_program(
         }
     };
     let channel = start_channel.as_ref().unwrap_or(channel);
-    hooks::run_all("startContainer", &config.hooks.start_container, &state).at(Stage::Hooks)?;
+    if !config.hooks.start_container.is_empty() {
+        let state = hooks::seen_from_inside(&state);
+        hooks::run_all("startContainer", &config.hooks.start_container, &state).at(Stage::Hooks)?;
+    }
 
     sys::process::set_close_on_exec_from(3 + config.choice.preserve_fds)
         .doing(|| "close descriptors".into())
@@ -176,7 +184,7 @@ fn become_program(
     }
     confine(&config.process, config.seccomp.as_ref(), labels, channel).at(Stage::Privileges)?;
     sys::signal::ignore(libc::SIGHUP, false);
-    let error = sys::process::exec(&path, &config.process.args, &config.process.env);
+    let error = sys::process::exec(&path, &config.process.args, &env);
     let name = path.to_string_lossy();
     Err(Failure {
         stage: Stage::Exec,
@@ -289,5 +297,5 @@ fn wait_for_start(listener: BorrowedFd<'_>) -> Result<(Channel, Vec<u8>), StepEr
 fn run_creation_hooks(config: &Config, channel: &Channel) -> Result<(), StepError> {
     channel.send(&Message::HooksDue, None).doing(|| "report to the parent".into())?;
     let state = state_of(hear(channel, &Message::HooksDone)?)?;
-    hooks::run_all("createContainer", &config.hooks.create_container, &state)
+    hooks::run_all("createContainer", &config.hooks.create_container, &hooks::seen_from_inside(&state))
 }

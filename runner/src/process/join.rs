@@ -8,12 +8,13 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{Gid, Uid};
 
 use crate::channel::{Channel, Message};
 use crate::config::{Config, ConfigError};
-use crate::namespaces::Namespaces;
+use crate::namespaces::{ALL, Namespaces};
 use crate::step::{Doing, StepError};
 use crate::sys;
 use crate::sys::process::{Birth, Forked};
@@ -59,6 +60,15 @@ impl Openings {
         }
         self.enter(Namespaces::USER)?;
         self.enter(after)
+    }
+
+    /// True when a namespace of this kind is joined that this process is not in already.
+    pub(super) fn leads_elsewhere(&self, kind: Namespaces) -> bool {
+        let Some((_, name, _)) = ALL.iter().find(|(one, ..)| *one == kind) else { return false };
+        let Some((_, file, _)) = self.0.iter().find(|(other, ..)| *other == kind) else { return false };
+        let of = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let own = std::fs::metadata(format!("/proc/self/ns/{name}"));
+        own.is_ok_and(|own| file.metadata().is_ok_and(|theirs| of(own) != of(theirs)))
     }
 
     pub(super) fn has(&self, kind: Namespaces) -> bool {
@@ -113,7 +123,12 @@ pub(super) fn bear(
         }
     }
     let birth = Birth { namespaces: new.at_birth(), cgroup, as_sibling: true };
-    bear_sibling(birth, channel).doing(|| "make the first process in new namespaces".into())
+    let words = || "make the first process in new namespaces".to_owned();
+    match bear_sibling(birth, channel) {
+        // Root of a namespace that is joined is not the owner of the cgroup: the parent, who is, places it.
+        Err(_) if cgroup.is_some() => bear_sibling(Birth { cgroup: None, ..birth }, channel).doing(words),
+        result => result.doing(words),
+    }
 }
 
 /// Has a child born that is the parent's, tells the parent, and ends. Returns in the child.
@@ -121,7 +136,8 @@ pub(super) fn bear_sibling(birth: Birth<'_>, channel: &Channel) -> io::Result<()
     match sys::process::fork(birth)? {
         Forked::Child => Ok(()),
         Forked::Parent { pid, pidfd } => {
-            let message = Message::Born { pid: pid.as_raw_nonzero().get() };
+            let in_cgroup = birth.cgroup.is_some();
+            let message = Message::Born { pid: pid.as_raw_nonzero().get(), in_cgroup };
             let told = channel.send(&message, Some(pidfd.as_fd()));
             sys::process::exit_now(i32::from(told.is_err()))
         }

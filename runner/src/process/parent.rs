@@ -81,8 +81,8 @@ pub enum CreateError {
     /// The channel to it failed.
     #[error("talk to the container's first process")]
     Channel(#[source] io::Error),
-    /// It could not be written down.
-    #[error("write the container's state: {0}")]
+    /// It could not be written down, or not be told to whoever asked for it; the error says which.
+    #[error("{0}")]
     Record(#[source] io::Error),
     /// Its first process failed, and says why.
     #[error("{0}")]
@@ -220,9 +220,13 @@ impl Container {
         // The process in between does without: init alone is the container's.
         let entrances = cgroup.as_ref().filter(|_| !is_staged).and_then(Cgroup::entrances);
         let listener = outliving.as_ref().map(|outliving| outliving.listener);
+        let shares_cgroups =
+            !config.namespaces.contains(Namespaces::CGROUP) && !openings.leads_elsewhere(Namespaces::CGROUP);
+        let own_cgroups = cgroup.as_ref().map(Cgroup::directories).unwrap_or_default();
         let inheritance = Inheritance {
             config: &config,
             hierarchies,
+            shared_cgroups: shares_cgroups.then_some(own_cgroups),
             prepared: &prepared,
             openings: &openings,
             devices: &devices,
@@ -233,7 +237,7 @@ impl Container {
             entrances: entrances.as_ref(),
             is_staged,
         };
-        let (forked, is_born) = bear(&openings, inheritance)?;
+        let (forked, mut is_born) = bear(&openings, inheritance)?;
         let Forked::Parent { pid, pidfd } = forked else {
             // The child never comes here.
             return Err(CreateError::Fork(io::ErrorKind::Unsupported.into()));
@@ -242,7 +246,7 @@ impl Container {
         let mut container =
             Self { pid, pidfd, channel: ours, terminal: None, exit: None, released: false, cgroup };
         if is_staged {
-            container.await_birth(&config)?;
+            is_born = container.await_birth(&config)?;
         } else if config.namespaces.contains(Namespaces::USER) {
             join::write_maps(pid, &config).map_err(CreateError::Ids)?;
             container.say(&Message::Mapped)?;
@@ -296,8 +300,8 @@ impl Container {
         self.say(&Message::Placed)
     }
 
-    /// The process in between bears the first process, and ends.
-    pub(super) fn await_birth(&mut self, config: &Config) -> Result<(), CreateError> {
+    /// The process in between bears the first process, and ends. True when that is in its unified cgroup already.
+    pub(super) fn await_birth(&mut self, config: &Config) -> Result<bool, CreateError> {
         loop {
             let received = self.channel.receive().map_err(CreateError::Channel)?;
             match received.message {
@@ -305,13 +309,13 @@ impl Container {
                     join::write_maps(self.pid, config).map_err(CreateError::Ids)?;
                     self.say(&Message::Mapped)?;
                 }
-                Some(Message::Born { pid }) => {
+                Some(Message::Born { pid, in_cgroup }) => {
                     let (Some(pid), Some(pidfd)) = (Pid::from_raw(pid), received.descriptor) else {
                         return Err(CreateError::Channel(io::ErrorKind::InvalidData.into()));
                     };
                     self.wait().map_err(CreateError::Channel)?;
                     (self.pid, self.pidfd, self.exit) = (pid, pidfd, None);
-                    return Ok(());
+                    return Ok(in_cgroup);
                 }
                 other => return Err(self.unexpected(other)?),
             }

@@ -1,10 +1,10 @@
 //! `/sys/fs/cgroup` in the container: the machine's layout, seen from the container's own cgroup.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
-use super::mounts::{attach, clone_tree, new_filesystem};
+use super::mounts::{attach, clone_tree, new_filesystem, set_attributes};
 use super::resolve::{Links, find_or_make_directory};
 use crate::cgroup::{Hierarchies, Hierarchy};
 use crate::config::MountConfig;
@@ -16,16 +16,18 @@ use crate::sys::mount::{MountAttr, mount_setattr};
 ///
 /// A unified machine has one filesystem. Others have a tmpfs with one directory per hierarchy, and links for
 /// controllers that share one.
+///
+/// In a cgroup namespace of the container's own, new filesystems show what is below its root. Without one they would
+/// show every cgroup of the machine: there, `shared` has the container's own directories, and they are shown.
 pub(super) fn mount(
-    root: impl AsFd,
     target: &OwnedFd,
     mount: &MountConfig,
     hierarchies: &Hierarchies,
+    shared: Option<&[PathBuf]>,
 ) -> Result<OwnedFd, StepError> {
     let words = || format!("mount cgroups on {}", mount.destination.display());
     if let [only @ Hierarchy::Unified { .. }] = hierarchies.all() {
-        let fs = new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes);
-        let fs = match or_shown(fs, only)? {
+        let fs = match filesystem(only, mount, shared)? {
             Some(fs) => fs,
             None => new_filesystem("tmpfs", OsStr::new("tmpfs"), &[], mount.attributes)?,
         };
@@ -38,7 +40,7 @@ pub(super) fn mount(
     let tmpfs = new_filesystem("tmpfs", OsStr::new("tmpfs"), &data, writable)?;
     attach(&tmpfs, target).doing(words)?;
     for hierarchy in hierarchies.all() {
-        mount_one(root.as_fd(), &tmpfs, hierarchy, mount).doing_for(hierarchy)?;
+        mount_one(&tmpfs, hierarchy, mount, shared).doing_for(hierarchy)?;
     }
     let read_only = Attributes { set: mount.attributes.set & attribute::RDONLY, clear: 0 };
     if read_only.set != 0 {
@@ -48,20 +50,52 @@ pub(super) fn mount(
     Ok(tmpfs)
 }
 
-/// The new mount; where a user namespace may not make one, the machine's is shown instead, from the cgroup that the
-/// runtime is in, read-only. `None` where that cannot be seen: the directory stays empty.
-fn or_shown(made: Result<OwnedFd, StepError>, hierarchy: &Hierarchy) -> Result<Option<OwnedFd>, StepError> {
-    match made {
-        Err(error) if error.errno() == Some(libc::EPERM) => {
-            let Some(own) = hierarchy.own_directory() else { return Ok(None) };
-            let words = || format!("show cgroup {}", own.display());
-            let tree = clone_tree(own, false).doing(words)?;
-            let set = attribute::RDONLY | attribute::NOSUID | attribute::NODEV | attribute::NOEXEC;
-            mount_setattr(&tree, c"", false, MountAttr { set, ..MountAttr::default() }).doing(words)?;
-            Ok(Some(tree))
+/// What is mounted for one hierarchy. `None` where nothing of it can be seen: the directory stays empty.
+fn filesystem(
+    hierarchy: &Hierarchy,
+    mount: &MountConfig,
+    shared: Option<&[PathBuf]>,
+) -> Result<Option<OwnedFd>, StepError> {
+    if let Some(shared) = shared {
+        let top = hierarchy.top_directory();
+        return match shared.iter().find(|directory| directory.starts_with(top)) {
+            Some(directory) => {
+                let words = || format!("show cgroup {}", directory.display());
+                let tree = clone_tree(directory, false).doing(words)?;
+                set_attributes(&tree, mount.attributes).doing(words)?;
+                Ok(Some(tree))
+            }
+            None => shown(hierarchy),
+        };
+    }
+    let made = match hierarchy {
+        Hierarchy::Unified { .. } => new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes),
+        Hierarchy::Legacy { options, .. } => {
+            let data: Vec<_> = options
+                .iter()
+                .map(|option| match option.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (option.clone(), None),
+                })
+                .collect();
+            new_filesystem("cgroup", OsStr::new("cgroup"), &data, mount.attributes)
         }
+    };
+    match made {
+        // A user namespace may not make one.
+        Err(error) if error.errno() == Some(libc::EPERM) => shown(hierarchy),
         result => result.map(Some),
     }
+}
+
+/// The machine's, from the cgroup that the runtime is in, which is not the container's own: read-only.
+fn shown(hierarchy: &Hierarchy) -> Result<Option<OwnedFd>, StepError> {
+    let Some(own) = hierarchy.own_directory() else { return Ok(None) };
+    let words = || format!("show cgroup {}", own.display());
+    let tree = clone_tree(own, false).doing(words)?;
+    let set = attribute::RDONLY | attribute::NOSUID | attribute::NODEV | attribute::NOEXEC;
+    mount_setattr(&tree, c"", false, MountAttr { set, ..MountAttr::default() }).doing(words)?;
+    Ok(Some(tree))
 }
 
 trait DoingFor<T> {
@@ -77,28 +111,15 @@ impl<T> DoingFor<T> for Result<T, StepError> {
 }
 
 fn mount_one(
-    _root: impl AsFd,
     tmpfs: &OwnedFd,
     hierarchy: &Hierarchy,
     mount: &MountConfig,
+    shared: Option<&[PathBuf]>,
 ) -> Result<(), StepError> {
     let name = hierarchy.name();
     let words = || format!("mount hierarchy {name:?}");
     let directory = find_or_make_directory(tmpfs, Path::new(&name), Links::Refuse).doing(words)?;
-    let fs = match hierarchy {
-        Hierarchy::Unified { .. } => new_filesystem("cgroup2", OsStr::new("cgroup"), &[], mount.attributes),
-        Hierarchy::Legacy { options, .. } => {
-            let data: Vec<_> = options
-                .iter()
-                .map(|option| match option.split_once('=') {
-                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                    None => (option.clone(), None),
-                })
-                .collect();
-            new_filesystem("cgroup", OsStr::new("cgroup"), &data, mount.attributes)
-        }
-    };
-    let Some(fs) = or_shown(fs, hierarchy)? else { return Ok(()) };
+    let Some(fs) = filesystem(hierarchy, mount, shared)? else { return Ok(()) };
     attach(&fs, &directory).doing(words)?;
     if let Hierarchy::Legacy { options, .. } = hierarchy
         && options.len() > 1

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, StatxFlags};
 use rustix::mount::{
@@ -24,6 +24,8 @@ use crate::sys::mount::{MountAttr, mount_setattr};
 pub(crate) struct Surroundings<'a> {
     /// The machine's cgroups.
     pub(crate) hierarchies: &'a Hierarchies,
+    /// Directories of the container's cgroup, where it has no cgroup namespace of its own.
+    pub(crate) shared_cgroups: Option<&'a [PathBuf]>,
     /// Sources that were cloned by the parent, by the mount's place in the list.
     pub(crate) prepared: &'a Prepared,
     /// The container has a pid namespace of its own, made or joined.
@@ -95,7 +97,8 @@ pub(crate) fn mount_all(
             MountKind::Cgroup => {
                 before_cgroups()?;
                 let target = directory(root, mount, "cgroup")?;
-                let fs = cgroups::mount(root, &target, mount, surroundings.hierarchies)?;
+                let fs =
+                    cgroups::mount(&target, mount, surroundings.hierarchies, surroundings.shared_cgroups)?;
                 set_recursive(&fs, mount)?;
             }
         }
@@ -222,7 +225,7 @@ fn finish(from: &OwnedFd, target: &OwnedFd, mount: &MountConfig, is_new: bool) -
 
 /// A user namespace may not clear what the machine has set, nor change times of access. Words that would do so are
 /// left out there, as mount(8) and other runtimes do.
-fn set_attributes(from: &OwnedFd, attributes: Attributes) -> io::Result<()> {
+pub(super) fn set_attributes(from: &OwnedFd, attributes: Attributes) -> io::Result<()> {
     let Attributes { set, clear } = attributes;
     let attributes = MountAttr { set, clear, ..MountAttr::default() };
     match mount_setattr(from, c"", false, attributes) {

@@ -36,8 +36,8 @@ impl Prepared {
             return Ok(prepared);
         }
         if has_users {
-            let tree = clone_tree(&config.root, true);
-            prepared.root = Some(tree.doing(|| format!("clone root filesystem {}", config.root.display()))?);
+            let words = || format!("clone root filesystem {}", config.root.display());
+            prepared.root = or_later(clone_tree(&config.root, true)).doing(words)?;
         }
         for mount in &config.mounts {
             let tree = match &mount.kind {
@@ -45,12 +45,15 @@ impl Prepared {
                     if (has_users || mount.id_map.is_some()) && !mount.remount =>
                 {
                     let words = || format!("bind {} to {}", source.display(), mount.destination.display());
-                    let tree = clone_tree(source, *recursive).doing(words)?;
-                    if let Some(map) = &mount.id_map {
-                        map_ids(&tree, map, config)
-                            .doing(|| format!("map ids of {}", mount.destination.display()))?;
+                    match &mount.id_map {
+                        Some(map) => {
+                            let tree = clone_tree(source, *recursive).doing(words)?;
+                            map_ids(&tree, map, config)
+                                .doing(|| format!("map ids of {}", mount.destination.display()))?;
+                            Some(tree)
+                        }
+                        None => or_later(clone_tree(source, *recursive)).doing(words)?,
                     }
-                    Some(tree)
                 }
                 _ => None,
             };
@@ -67,6 +70,14 @@ impl Prepared {
     /// All descriptors, which the child keeps.
     pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.root.iter().chain(self.trees.iter().flatten()).map(AsFd::as_fd).collect()
+    }
+}
+
+/// `None` where this process, an ordinary user, may not clone: the first process does, as root of its own namespaces.
+fn or_later(cloned: std::io::Result<OwnedFd>) -> std::io::Result<Option<OwnedFd>> {
+    match cloned {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(None),
+        result => result.map(Some),
     }
 }
 

@@ -63,6 +63,10 @@ impl Runtime {
             true => Plan::default(),
             false => Plan::new(&hierarchies, cgroup),
         };
+        // Else its cgroup would be named, which is in use because the container is.
+        if self.directory(&request.id)?.exists() {
+            return Err(RuntimeError::Exists { id: request.id });
+        }
         check_unused(&plan)?;
 
         let locked = self.claim(&request.id)?;
@@ -93,7 +97,10 @@ fn make(
     };
     let mut write_down = |container: &mut Container| -> std::io::Result<()> {
         let pid = container.pid();
-        record.process = Some(ProcessIdentity::of(pid)?);
+        let identity = ProcessIdentity::of(pid).map_err(|error| {
+            std::io::Error::other(format!("look at the container's first process: {error}"))
+        })?;
+        record.process = Some(identity);
         record.status = Status::Created;
         // An ordinary user may make few of those planned, or none.
         record.cgroup = container.cgroup_directories().to_vec();
@@ -101,7 +108,8 @@ fn make(
             && let (Some(socket), Some(terminal)) = (&request.console_socket, container.take_terminal())
         {
             socket::send_descriptor(socket, b"/dev/ptmx", terminal.as_fd()).map_err(|error| {
-                std::io::Error::other(format!("send the terminal to {}: {error}", socket.display()))
+                let to = socket.display();
+                std::io::Error::other(format!("send the terminal to --console-socket {to}: {error}"))
             })?;
         }
         if let Some(path) = &request.pid_file {
@@ -118,17 +126,19 @@ fn make(
 pub(super) fn write_pid_file(path: &Path, pid: rustix::process::Pid) -> Result<(), RuntimeError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.new"));
-    let mut file = fs::File::create(&temporary).on("write", &temporary)?;
-    write!(file, "{}", pid.as_raw_nonzero()).on("write", &temporary)?;
-    fs::rename(&temporary, path).on("write", path)
+    let doing = "write --pid-file";
+    let mut file = fs::File::create(&temporary).on(doing, path)?;
+    let written = write!(file, "{}", pid.as_raw_nonzero()).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        fs::remove_file(&temporary).ok();
+    }
+    written.on(doing, path)
 }
 
 fn undo(locked: &Locked, config: &Config, record: &Record) {
     // The first process and its cgroup went with the value that stood for them.
     let state = record.state("stopped", None).to_string();
-    if let Err(error) = hooks::run_all("poststop", &config.hooks.poststop, state.as_bytes()) {
-        tracing::warn!("{}", error.words());
-    }
+    hooks::run_each("poststop", &config.hooks.poststop, state.as_bytes());
     let mut cgroup = Cgroup::from_directories(record.cgroup.clone());
     cgroup.set_parents(record.cgroup_parents.clone());
     if let Err(error) = cgroup.remove() {

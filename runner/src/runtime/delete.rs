@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use super::record;
 use super::start::run_late;
 use super::view::View;
 use super::{OnFile, OnSystem, Runtime, RuntimeError};
@@ -11,26 +12,41 @@ use crate::state::Status;
 use crate::sys;
 
 impl Runtime {
-    /// Sends a signal to the program, or with `all` to every process of the container.
+    /// Sends a signal to the program, or with `all` to every process of the container, also when its program has ended.
+    /// Signal 0 only asks whether there is somebody to send one to.
     ///
     /// # Errors
     /// When the program has ended.
     pub fn kill(&self, id: &str, signal: i32, all: bool) -> Result<(), RuntimeError> {
         let view = self.load(id)?;
-        view.require_process("kill")?;
+        if view.status() == Status::Creating {
+            return Err(view.refused("kill", ""));
+        }
+        let ended = view.status() == Status::Stopped;
         let cgroup = view.cgroup();
         // Without a pid namespace of its own, the others do not end with the first.
         let everything = all || (signal == libc::SIGKILL && !view.record().own_pid_namespace);
         if everything && !cgroup.directories().is_empty() {
+            // After a reboot the directories are another's, if they are there.
+            let is_ours = view.record().boot == record::boot();
+            if ended && (!is_ours || cgroup.processes().is_empty()) {
+                return if all { Ok(()) } else { Err(not_running(id)) };
+            }
             match signal {
                 libc::SIGKILL => cgroup.kill()?,
                 signal => cgroup.signal(signal).when("send the signal to all processes")?,
             }
             return Ok(());
         }
-        let (_, pidfd) = view.process("kill")?;
+        if ended && all {
+            return Ok(());
+        }
+        let (_, pidfd) = match view.process("kill") {
+            Err(RuntimeError::Status { .. }) => return Err(not_running(id)),
+            result => result?,
+        };
         match sys::signal::send(&pidfd, signal) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(view.refused("kill", "")),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(not_running(id)),
             result => result.when("send the signal")?,
         }
         if signal == libc::SIGKILL && view.is_paused() {
@@ -114,4 +130,8 @@ impl Runtime {
         }
         Ok(view.cgroup().thaw()?)
     }
+}
+
+fn not_running(id: &str) -> RuntimeError {
+    RuntimeError::NotRunning { id: id.to_owned() }
 }

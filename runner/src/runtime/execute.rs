@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{Capability, Process as SpecProcess, Spec};
 
 use super::create::{check_descriptors, write_pid_file};
-use super::{DOCUMENT, OnSystem, Runtime, RuntimeError, socket};
+use super::{DOCUMENT, OnFile, Runtime, RuntimeError, socket};
 use crate::config::{Config, ConfigError, Process, document};
 use crate::process::{Container, Execution, Stdio, execute};
 use crate::state::Status;
@@ -131,7 +131,8 @@ impl Runtime {
         if !request.keeps_terminal
             && let (Some(path), Some(terminal)) = (&request.console_socket, executed.take_terminal())
         {
-            socket::send_descriptor(path, b"/dev/ptmx", terminal.as_fd()).when("send the terminal")?;
+            socket::send_descriptor(path, b"/dev/ptmx", terminal.as_fd())
+                .on("send the terminal to --console-socket", path)?;
         }
         if let Some(path) = &request.pid_file {
             write_pid_file(path, executed.pid())?;

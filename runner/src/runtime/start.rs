@@ -91,9 +91,7 @@ pub(super) fn run_late(
     let state = record.state(status, (pid > 0).then_some(pid)).to_string();
     match found {
         Ok(found) => {
-            if let Err(error) = hooks::run_all(name, which(&found), state.as_bytes()) {
-                tracing::warn!("{}", error.words());
-            }
+            hooks::run_each(name, which(&found), state.as_bytes());
         }
         Err(error) => tracing::warn!(%error, "hooks are not run"),
     }

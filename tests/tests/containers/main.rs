@@ -15,6 +15,7 @@ mod chaos;
 mod crash;
 mod files;
 mod health;
+mod images;
 mod kept;
 mod lifecycle;
 mod options;

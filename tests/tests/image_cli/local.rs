@@ -167,7 +167,7 @@ fn prune_asks_and_spares_what_is_used() {
         world
             .run(&["rmi", "used"])
             .refused()
-            .contains("image is being used by stopped container cccccccccccc")
+            .contains("container cccccccccccc is using its referenced image")
     );
     let warned = world.run_with(&["system", "prune", "-a"], "y\n");
     assert!(warned.stderr.contains("all images without at least one container"), "{warned:?}");

@@ -315,3 +315,41 @@ fn credential_helpers_are_asked_and_told() {
     assert!(!kept.exists());
     assert_eq!(run(&["pull", &name], "").0, 1);
 }
+
+/// A push compresses layers, so that the registry has another manifest of the same image; a pull brings it.
+#[test]
+fn regression_an_image_that_was_pushed_and_pulled_is_one_image() {
+    let Some(world) = World::new() else { return };
+    let Some(registry) = DockerRegistry::start(false, None) else { return };
+    let remote = format!("{}/team/s", registry.host());
+    let id = world.import("bb:1", &"compressible ".repeat(2000), &[]);
+    world.run(&["tag", "bb:1", &format!("{remote}:latest")]).ok();
+    let pushed = world.run(&["push", &remote]).ok();
+    assert!(pushed.starts_with("Using default tag: latest\n"), "{pushed}");
+    let other = world.run(&["pull", "--platform", "linux/s390x", &remote]);
+    assert!(other.stderr.contains("does not match the specified platform (linux/s390x)"), "{other:?}");
+    world.run(&["pull", "--platform", "nonsense", &remote]).refused();
+    let repo_digest = world.run(&["inspect", "-f", "{{index .RepoDigests 0}}", "bb:1"]).ok();
+    let repo_digest = repo_digest.trim();
+    for name in ["bb:1", &remote, &id[7..19]] {
+        let names = world.run(&["inspect", "-f", "{{json .RepoTags}}", name]).ok();
+        let mut names: Vec<String> = serde_json::from_str(&names).unwrap();
+        names.sort_unstable();
+        assert_eq!(names, [format!("{remote}:latest"), "bb:1".into()], "{name}");
+    }
+    assert_eq!(world.names(), [format!("{remote}:latest"), "bb:1".into()]);
+    assert!(world.run(&["rmi", &id[7..19]]).refused().contains("referenced in multiple repositories"));
+    assert!(!world.run(&["image", "prune", "-f"]).ok().contains("deleted"), "a second image was there");
+    assert_eq!(world.run(&["rmi", "bb:1"]).ok(), "Untagged: bb:1\n");
+    // By digest it has a repository and no tag.
+    world.run(&["rmi", &remote]).ok();
+    assert_eq!(world.names(), Vec::<String>::new());
+    world.run(&["pull", "-q", repo_digest]).ok();
+    for pattern in [remote.clone(), remote.replace("team", "t*")] {
+        let row = world.run(&["images", "--format", "{{.Repository}}:{{.Tag}}", &pattern]).ok();
+        assert_eq!(row, format!("{remote}:<none>\n"), "{pattern}");
+    }
+    assert!(world.run(&["images", "-q", "t*"]).ok().is_empty(), "a star does not cross a slash");
+    let gone = world.run(&["rmi", repo_digest]).ok();
+    assert!(gone.starts_with(&format!("Untagged: {repo_digest}\nDeleted: {id}\n")), "{gone}");
+}

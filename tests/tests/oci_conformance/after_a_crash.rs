@@ -35,6 +35,7 @@ fn after_a_reboot_nothing_runs() {
     // The process of that number and start time is another one's, in another run of the kernel.
     rewrite(&bundles, &id, |record| record["boot"] = json!("00000000-0000-0000-0000-000000000000"));
     is_gone(&bundles, &id);
+    bundles.well(&["kill", "--all", &id, "KILL"]);
     rewrite(&bundles, &id, |record| record["cgroup"] = json!([]));
     bundles.well(&["delete", &id]);
     assert!(fs::exists(format!("/proc/{pid}/ns")).unwrap(), "another's process was killed");

@@ -6,6 +6,7 @@
 mod after_a_crash;
 mod limits;
 mod process;
+mod regressions;
 
 use std::fs;
 use std::path::PathBuf;

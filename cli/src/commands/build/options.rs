@@ -169,8 +169,14 @@ pub(crate) struct BuildArgs {
     #[arg(long, hide = true)]
     load: bool,
     /// Accepted for docker's sake: nothing intermediate is left
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     rm: Option<bool>,
+    /// Accepted for docker's sake: a context is not sent anywhere
+    #[arg(long, hide = true)]
+    compress: bool,
+    /// Accepted for docker's sake: images are not signed
+    #[arg(long, hide = true)]
+    disable_content_trust: bool,
     /// The context
     #[arg(value_name = "CONTEXT")]
     context: Option<String>,

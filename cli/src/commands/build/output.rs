@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::executor::{Built, Layer};
 use super::input::unpack_into;
-use super::options::{Output, Request};
+use super::options::{Output, ProgressArg, Request};
 use super::progress::Progress;
 use crate::commands::image::save::to_output;
 use crate::commands::registry::RegistryArgs;
@@ -85,7 +85,7 @@ pub(super) fn deliver(
     }
     if progress.is_quiet() {
         ui::print(format!("{}\n", image.id))?;
-    } else {
+    } else if request.progress != ProgressArg::Rawjson {
         let names: Vec<String> = request.tags.iter().map(Reference::familiar).collect();
         let named = if names.is_empty() { String::new() } else { format!(" {}", names.join(" ")) };
         ui::line(format_args!("image {}{named}", image.id));

@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::start::detached;
 use super::store::{Container, Containers, Locked};
+use crate::commands::run::{ROOT_VARIABLE, store_root};
 use crate::ui;
 
 /// Start the containers whose restart policy says so, after the machine has started
@@ -36,6 +37,8 @@ const UNIT_HELP: &str = "\
 With systemd
     layerfs system unit > /etc/systemd/system/layerfs.service
     systemctl enable --now layerfs.service
+An ordinary user gets a unit of the user's own systemd (systemctl --user), which starts with the machine after
+`loginctl enable-linger`. A store that LAYERFS_ROOT names is named in the unit.
 Without, have the machine call `layerfs system start` at its beginning and `layerfs system stop` at its end.";
 
 const UNIT: &str = include_str!("../../../../dist/layerfs.service");
@@ -45,7 +48,23 @@ const UNIT_PROGRAM: &str = "/usr/bin/layerfs";
 
 pub(crate) fn unit(_args: &SystemUnitArgs) -> anyhow::Result<ExitCode> {
     let program = std::env::current_exe().context("find this program")?;
-    ui::print(UNIT.replace(UNIT_PROGRAM, &program.display().to_string()))?;
+    let mut unit = UNIT.replace(UNIT_PROGRAM, &program.display().to_string());
+    if std::env::var_os(ROOT_VARIABLE).is_some_and(|root| !root.is_empty()) {
+        // A percent sign is systemd's own.
+        let root = store_root()?.display().to_string().replace('%', "%%");
+        unit = unit.replace("[Service]\n", &format!("[Service]\nEnvironment=\"{ROOT_VARIABLE}={root}\"\n"));
+    }
+    if !rustix::process::geteuid().is_root() {
+        // Of a user's own systemd, which knows neither the machine's targets nor its limits.
+        let machines = ["Wants=", "After=", "LimitNOFILE="];
+        let is_ours = |line: &&str| !machines.iter().any(|setting| line.starts_with(setting));
+        unit = unit.lines().filter(is_ours).map(|line| format!("{line}\n")).collect();
+        unit = unit
+            .replace("multi-user.target", "default.target")
+            .replace("/etc/systemd/system/", "~/.config/systemd/user/")
+            .replace("systemctl enable", "systemctl --user enable");
+    }
+    ui::print(unit)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -61,17 +61,19 @@ pub(crate) fn inspect(args: InspectArgs) -> anyhow::Result<ExitCode> {
     let containers = Containers::open()?;
     let store = if kinds.contains(&"image") { Some(images::open_store()?) } else { None };
     let find = |kind: &str, name: &str| match (kind, &store) {
-        ("image", Some(store)) => images::find(store, name).map(|found| image::document(store, &found)),
+        ("image", Some(store)) => images::find_whole(store, name).map(|found| image::document(store, &found)),
         ("network", _) => network::inspect::document(name),
         ("volume", _) => volume::inspect::document(name),
         _ => containers.find(name).map(|found| document(&found, args.size)),
     };
     let (mut documents, mut failed) = (Vec::new(), false);
     for name in &args.names {
-        let mut found = Err(anyhow::anyhow!("No such object: {name}"));
+        let (mut found, mut is_there) = (Err(anyhow::anyhow!("No such object: {name}")), false);
         for kind in kinds {
             found = find(kind, name);
-            if found.is_ok() {
+            // A damaged image is there, and it is said what is wrong with it.
+            is_there = found.as_ref().map_or_else(|error| *kind == "image" && !is_missing(error), |_| true);
+            if is_there {
                 break;
             }
         }
@@ -80,14 +82,18 @@ pub(crate) fn inspect(args: InspectArgs) -> anyhow::Result<ExitCode> {
             Err(error) => {
                 failed = true;
                 match args.r#type {
-                    Some(_) => ui::error(&error),
-                    None => ui::note(format_args!("No such object: {name}")),
+                    None if !is_there => ui::note(format_args!("No such object: {name}")),
+                    _ => ui::error(&error),
                 }
             }
         }
     }
     print(&documents, args.format.as_deref())?;
     Ok(ExitCode::from(if failed { exit::FAILURE } else { 0 }))
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(layerfs_image::Error::NoSuchImage(_)))
 }
 
 /// A time that never was, as docker has it.

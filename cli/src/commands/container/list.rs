@@ -15,6 +15,7 @@ use super::prune::disk_usage;
 use super::store::{Container, Containers};
 use crate::exit::Usage;
 use crate::images::{human, listing};
+use crate::ui::visible::visible;
 use crate::{moment, ui};
 
 /// List containers
@@ -106,11 +107,13 @@ pub(crate) fn list(args: ListArgs) -> anyhow::Result<ExitCode> {
 fn row(container: &Container, leases: &[Lease], whole: bool, wants_size: bool) -> Value {
     let config = &container.config;
     let created = seconds(&config.created);
-    let command = config.args().join(" ");
+    let quoted = |word: String| if word.contains(' ') { format!("'{word}'") } else { word };
+    let command = config.args().into_iter().map(quoted).collect::<Vec<_>>().join(" ");
     let command = match whole || command.chars().count() <= 20 {
         true => command,
         false => format!("{}…", command.chars().take(19).collect::<String>()),
     };
+    let command = visible(&command);
     let labels: Vec<String> = config.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let size = match wants_size {
         true => human::size(disk_usage(&container.directory.join("upper"))),

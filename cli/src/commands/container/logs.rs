@@ -134,6 +134,7 @@ impl Reader {
         files.reverse();
         files.push(path.to_owned());
         let mut last: VecDeque<Entry> = VecDeque::new();
+        let mut ends = 0;
         let mut newest = None;
         for path in files {
             let file = match File::open(&path) {
@@ -156,9 +157,11 @@ impl Reader {
                         Some(0) => {}
                         Some(most) => {
                             // Parts of one line count once.
+                            ends += usize::from(entry.log.ends_with('\n'));
                             last.push_back(entry);
-                            while last.iter().filter(|entry| entry.log.ends_with('\n')).count() > most {
-                                last.pop_front();
+                            while ends > most {
+                                let first = last.pop_front();
+                                ends -= usize::from(first.is_some_and(|entry| entry.log.ends_with('\n')));
                             }
                         }
                     }

@@ -27,9 +27,7 @@ pub(crate) struct PruneArgs {
 pub(crate) fn prune(args: PruneArgs) -> anyhow::Result<ExitCode> {
     Filters::parse(&args.filter, FILTERS)?;
     if !args.force {
-        let question =
-            "WARNING! This will remove all stopped containers.\nAre you sure you want to continue? [y/N] ";
-        if !matches!(prompt::line(question)?.trim(), "y" | "Y" | "yes") {
+        if !prompt::confirmed("all stopped containers")? {
             return Ok(ExitCode::SUCCESS);
         }
     }

@@ -64,6 +64,7 @@ pub(super) fn stay(mut connection: Connection, manner: Manner, signals: &Signals
         follow_size(&connection);
     }
     let mut buffer = [0_u8; 4096];
+    let mut unwritten: Option<(bool, std::io::Error)> = None;
     loop {
         let (own, from, keys) = {
             let mut wanted = vec![
@@ -96,15 +97,25 @@ pub(super) fn stay(mut connection: Connection, manner: Manner, signals: &Signals
             match connection.receive().context("hear from the monitor")? {
                 message @ (Message::Output(bytes) | Message::Error(bytes)) => {
                     let to_stderr = matches!(message, Message::Error(_));
-                    // Any other fault, a full disk, costs what it was met with.
-                    if ui::pass_on(to_stderr, bytes).is_err_and(|error| error.kind() == ErrorKind::BrokenPipe)
-                    {
-                        connection.detach().ok();
-                        return Ok(Ending::Unread);
+                    match ui::pass_on(to_stderr, bytes) {
+                        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                            connection.detach().ok();
+                            return Ok(Ending::Unread);
+                        }
+                        // A full disk. The program is not held up by it, and its end is awaited.
+                        Err(error) => drop(unwritten.get_or_insert((to_stderr, error))),
+                        Ok(()) => {}
                     }
                 }
                 Message::End => return Ok(Ending::Lost),
-                Message::Event(Event::Exited { code }) => return Ok(Ending::Exited(code)),
+                Message::Event(Event::Exited { code }) => {
+                    let Some((to_stderr, error)) = unwritten else { return Ok(Ending::Exited(code)) };
+                    let stream = if to_stderr { "standard error" } else { "standard output" };
+                    let words = format!(
+                        "the program ended with {code}, and not all of its output could be written: {stream}"
+                    );
+                    return Err(anyhow::Error::from(error).context(words));
+                }
                 Message::Event(Event::Failed { kind, words }) => return Ok(Ending::Failed { kind, words }),
                 Message::Event(Event::Refused { words }) => anyhow::bail!("{words}"),
                 Message::Event(Event::Missed { bytes }) => {

@@ -51,7 +51,7 @@ pub(crate) fn image_inspect(args: ImageInspectArgs) -> anyhow::Result<ExitCode> 
     let mut documents = Vec::new();
     let mut failed = false;
     for name in &args.images {
-        match images::find(&store, name) {
+        match images::find_whole(&store, name) {
             Ok(image) => documents.push(document(&store, &image)),
             Err(error) => {
                 ui::error(&error);

@@ -21,7 +21,8 @@ use crate::{moment, ui};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples
-  layerfs images 'debian'
+  layerfs images debian
+  layerfs images 'deb*'
   layerfs images -f dangling=true -q
   layerfs images -f reference='quay.io/*/tool:*'
   layerfs images --format 'table {{.Repository}}\\t{{.Tag}}\\t{{.UniqueSize}}'")]
@@ -44,7 +45,7 @@ pub(crate) struct ImagesArgs {
     /// `table`, `json`, `table TEMPLATE` or a Go template
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
-    /// Show only images of this repository, with this tag if one is named
+    /// Show only images of this repository, with this tag if one is named; `*` and `?` match within a component
     #[arg(value_name = "REPOSITORY[:TAG]")]
     repository: Option<String>,
 }
@@ -129,24 +130,28 @@ impl Sizes {
 fn rows_of(image: &Image, sizes: &Sizes, args: &ImagesArgs, filters: &Filters) -> anyhow::Result<Vec<Value>> {
     let (size, unique) = sizes.image(image);
     let wanted = args.repository.as_deref().map(Wanted::parse).transpose()?;
-    let mut names: Vec<(String, String)> = Vec::new();
-    for name in &image.named.names {
-        let Ok(reference) = Reference::parse(name) else { continue };
-        if wanted.as_ref().is_some_and(|wanted| !wanted.admits(&reference)) || !filters.admit_name(&reference)
-        {
-            continue;
+    let admits = |reference: &Reference| {
+        wanted.as_ref().is_none_or(|wanted| wanted.admits(reference)) && filters.admit_name(reference)
+    };
+    let named = |texts: &[String]| -> Vec<Reference> {
+        texts.iter().filter_map(|text| Reference::parse(text).ok()).collect()
+    };
+    let tags = named(&image.named.names);
+    let row_of = |tag: &Reference| (tag.familiar_name(), tag.tag().unwrap_or(NONE).to_owned());
+    let mut names: Vec<(String, String)> = tags.iter().filter(|tag| admits(tag)).map(row_of).collect();
+    // What was pulled by digest has a repository and no tag.
+    for digest in named(&image.named.repo_digests) {
+        let row = (digest.familiar_name(), NONE.to_owned());
+        if admits(&digest) && !tags.iter().any(|tag| tag.name() == digest.name()) && !names.contains(&row) {
+            names.push(row);
         }
-        names.push((reference.familiar_name(), reference.tag().unwrap_or(NONE).to_owned()));
     }
     if names.is_empty() {
-        if wanted.is_some() || !filters.references.is_empty() {
+        let is_nameless = tags.is_empty() && image.named.repo_digests.is_empty();
+        if !is_nameless || wanted.is_some() || !filters.references.is_empty() {
             return Ok(Vec::new());
         }
-        // What was pulled by digest has a repository and no tag.
-        let repository =
-            image.familiar_digests().first().and_then(|d| d.split_once('@').map(|(n, _)| n.to_owned()));
-        let repository = repository.filter(|_| image.named.names.is_empty());
-        names.push((repository.unwrap_or_else(|| NONE.into()), NONE.into()));
+        names.push((NONE.into(), NONE.into()));
     }
     let created = image.created();
     let digests = image.familiar_digests();
@@ -170,21 +175,31 @@ fn rows_of(image: &Image, sizes: &Sizes, args: &ImagesArgs, filters: &Filters) -
     Ok(names.into_iter().map(row).collect())
 }
 
-/// A repository, perhaps with a tag, as the argument of the command.
+/// A repository, perhaps with a tag, or a pattern of such, as the argument of the command.
 #[derive(Debug)]
-struct Wanted {
-    name: String,
-    tag: Option<String>,
+enum Wanted {
+    Name { name: String, tag: Option<String> },
+    Pattern(String),
 }
 
 impl Wanted {
     fn parse(text: &str) -> anyhow::Result<Self> {
+        if text.contains(['*', '?']) {
+            return Ok(Self::Pattern(text.to_owned()));
+        }
         let reference = Reference::parse_without_tag(text)?;
-        Ok(Self { name: reference.name(), tag: reference.tag().map(str::to_owned) })
+        Ok(Self::Name { name: reference.name(), tag: reference.tag().map(str::to_owned) })
     }
 
     fn admits(&self, reference: &Reference) -> bool {
-        reference.name() == self.name && self.tag.as_deref().is_none_or(|tag| reference.tag() == Some(tag))
+        match self {
+            Self::Name { name, tag } => {
+                reference.name() == *name && tag.as_deref().is_none_or(|tag| reference.tag() == Some(tag))
+            }
+            Self::Pattern(pattern) => {
+                glob(pattern, &reference.familiar()) || glob(pattern, &reference.familiar_name())
+            }
+        }
     }
 }
 

@@ -91,10 +91,11 @@ pub(super) fn remove_unused(store: &Store, all: bool, filters: &[String]) -> any
             lines.push_str(&format!("untagged: {name}\n"));
             crate::events::image("untag", &image.id.to_string(), name);
         }
-        store.forget(&image.named.manifest)?;
+        store.forget_all(&image.manifests)?;
         crate::events::image("delete", &image.id.to_string(), &image.id.to_string());
         lines.push_str(&format!("deleted: {}\n", image.id));
     }
+    store.forget_superseded()?;
     let collected = store.collect().context("remove what no image needs")?;
     for layer in &collected.layers {
         lines.push_str(&format!("deleted: {layer}\n"));

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -23,7 +22,8 @@ enum StoreCommand {
     ///
     /// Exit codes: 0 when all is well or was mended, 1 when something is wrong.
     Check {
-        /// Mend what can be: layers are unpacked again, damaged content and images that cannot be made whole go
+        /// Mend what can be: layers are unpacked again, damaged content goes, and images that cannot be made whole and that no
+        /// container is on
         #[arg(long)]
         repair: bool,
         /// `json`
@@ -43,7 +43,7 @@ pub(crate) fn store(args: StoreArgs) -> anyhow::Result<ExitCode> {
         }
         StoreCommand::Check { repair, format } => (repair, format),
     };
-    let report = store.check(repair).context("check the image store")?;
+    let report = images::check_store(&store, repair)?;
     let unmended = report.problems.iter().filter(|problem| problem.mended.is_none()).count();
     if format == "json" {
         let problems: Vec<_> =

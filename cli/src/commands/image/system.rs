@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 pub(crate) use info::{InfoArgs, info};
 
 use crate::commands::container::boot;
+use crate::commands::events;
 
 /// Look at layerfs as a whole, and tidy it up
 #[derive(Debug, Args)]
@@ -25,6 +26,7 @@ pub(crate) struct SystemArgs {
 enum SystemCommand {
     Check(check::CheckArgs),
     Df(df::DfArgs),
+    Events(events::EventsArgs),
     Info(InfoArgs),
     Prune(prune::SystemPruneArgs),
     Start(boot::SystemStartArgs),
@@ -36,6 +38,7 @@ pub(crate) fn system(args: SystemArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         SystemCommand::Check(args) => check::check(&args),
         SystemCommand::Df(args) => df::df(&args),
+        SystemCommand::Events(args) => events::events(args),
         SystemCommand::Info(args) => info(args),
         SystemCommand::Prune(args) => prune::prune(&args),
         SystemCommand::Start(args) => boot::start(&args),

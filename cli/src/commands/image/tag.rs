@@ -51,7 +51,7 @@ pub(crate) fn tag(args: TagArgs) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn untag(args: UntagArgs) -> anyhow::Result<ExitCode> {
     let store = images::open_store()?;
-    let image = images::find(&store, &args.image)?;
+    let image = images::find_whole(&store, &args.image)?;
     let mut names = Vec::new();
     for name in &args.names {
         names.push(images::parse_tag(name)?.to_string());

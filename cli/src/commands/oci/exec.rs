@@ -7,6 +7,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use layerfs_runner::attach::{Signals, Streams, attach};
 use layerfs_runner::capabilities;
+use layerfs_runner::config::ID_MAX;
 use layerfs_runner::runtime::{ExecRequest, ExecUser};
 
 use super::{Context, protect};
@@ -75,7 +76,10 @@ pub(crate) struct ExecArgs {
 
 fn parse_user(text: &str) -> Result<ExecUser, String> {
     let number = |text: &str| {
-        text.parse::<u32>().map_err(|_| format!("{text:?} is not the number of a user or group"))
+        text.parse::<u32>()
+            .ok()
+            .filter(|id| *id <= ID_MAX)
+            .ok_or_else(|| format!("{text:?} is not the number of a user or group (0 to {ID_MAX})"))
     };
     Ok(match text.split_once(':') {
         Some((uid, gid)) => ExecUser { uid: number(uid)?, gid: Some(number(gid)?) },

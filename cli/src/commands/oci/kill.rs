@@ -15,12 +15,16 @@ pub(crate) struct KillArgs {
     all: bool,
     #[arg(value_name = "ID")]
     id: String,
-    /// By name or number
+    /// By name or number; 0 only asks whether the program runs
     #[arg(value_name = "SIGNAL", default_value = "TERM")]
     signal: String,
 }
 
 pub(super) fn kill(args: KillArgs, context: &Context) -> anyhow::Result<ExitCode> {
-    context.runtime.kill(&args.id, parse_signal(&args.signal)?, args.all)?;
+    let signal = match args.signal.as_str() {
+        "0" => 0,
+        text => parse_signal(text)?,
+    };
+    context.runtime.kill(&args.id, signal, args.all)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -34,7 +34,7 @@ use super::remove::remove_tree;
 use crate::exit::Hinted;
 
 /// Names the root of the store.
-pub(super) const ROOT_VARIABLE: &str = "LAYERFS_ROOT";
+pub(crate) const ROOT_VARIABLE: &str = "LAYERFS_ROOT";
 /// What the container changed.
 pub(super) const UPPER: &str = "upper";
 /// Scratch of the mount.

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use layerfs_runner::config::User;
+use layerfs_runner::config::{ID_MAX, User};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -83,6 +83,8 @@ impl Identity {
             Some(wanted) => (group_id(wanted, group)?, Vec::new()),
             None => (default_gid, memberships(name, group)),
         };
+        check_id("user", user, uid)?;
+        check_id("group", wanted_group.unwrap_or(user), gid)?;
         Ok(Self { uid, gid, groups, home })
     }
 
@@ -94,10 +96,19 @@ impl Identity {
 
 fn group_id(wanted: &str, group: &[u8]) -> anyhow::Result<u32> {
     let by_name = lines(group).find(|fields| field(fields, 0) == Some(wanted.as_bytes()));
-    match (by_name.and_then(|fields| id(&fields, 2)), wanted.parse()) {
-        (Some(gid), _) | (None, Ok(gid)) => Ok(gid),
+    let gid = match (by_name.and_then(|fields| id(&fields, 2)), wanted.parse()) {
+        (Some(gid), _) | (None, Ok(gid)) => gid,
         (None, Err(_)) => bail!("group {wanted:?} is not in the container's /etc/group"),
+    };
+    check_id("group", wanted, gid).map(|()| gid)
+}
+
+/// What is no id must not be taken for the one that is there already: root's.
+fn check_id(what: &str, wanted: &str, id: u32) -> anyhow::Result<()> {
+    if id > ID_MAX {
+        bail!("{what} {wanted:?}: {id} is no id; ids are 0 to {ID_MAX}");
     }
+    Ok(())
 }
 
 /// Groups that list the user as a member.
@@ -179,6 +190,17 @@ mod tests {
         }
         let without_files = Identity::from_files("0", b"", b"").unwrap();
         assert_eq!(without_files.home, "/root");
+    }
+
+    #[test]
+    fn regression_the_highest_id_is_not_root() {
+        let (passwd, group) = (b"high:x:4294967295:0::/:\nnot:x:5:4294967295::/:\n", b"top:x:4294967295:\n");
+        for user in ["4294967295", "2147483648", "0:4294967295", "high", "not", "0:top"] {
+            let error = Identity::from_files(user, passwd, group).unwrap_err().to_string();
+            assert!(error.contains("ids are 0 to 2147483647"), "{user}: {error}");
+        }
+        assert_eq!(resolved("2147483647").0, 2147483647);
+        group_id("4294967295", b"").unwrap_err();
     }
 
     #[test]

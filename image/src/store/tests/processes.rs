@@ -168,7 +168,7 @@ fn processes_that_load_remove_and_commit_at_once_leave_a_clean_store() {
             assert!(!is_killed(process, role), "{role} was killed by somebody");
         }
         let store = open(dir.path());
-        assert_eq!(store.check(false).unwrap().problems, [], "round {round}");
+        assert_eq!(store.check().unwrap().problems, [], "round {round}");
     }
     let store = open(dir.path());
     // Commits took the name from one another.
@@ -189,7 +189,7 @@ fn a_load_that_is_killed_shows_nothing_and_its_finished_blobs_are_used_again() {
         let store = open(dir.path());
         let killed = is_killed(start("load", dir.path(), Some(at)), "load");
         assert_eq!(store.find("image").is_ok(), !killed, "killed at step {at}");
-        assert_eq!(store.check(false).unwrap().problems, [], "killed at step {at}");
+        assert_eq!(store.check().unwrap().problems, [], "killed at step {at}");
         if !killed {
             break;
         }
@@ -201,7 +201,7 @@ fn a_load_that_is_killed_shows_nothing_and_its_finished_blobs_are_used_again() {
             assert!(again.contains(blob), "killed at step {at}: {blob:?} was made again");
         }
         reused += finished.len();
-        assert_eq!(store.check(false).unwrap().problems, [], "loaded after step {at}");
+        assert_eq!(store.check().unwrap().problems, [], "loaded after step {at}");
         fs::remove_dir_all(dir.path().join("store")).unwrap();
     }
     assert!(kills > 5, "only {kills} kills");
@@ -224,9 +224,9 @@ fn random_kills(dir: &Path) {
         child.kill().unwrap();
         let killed = is_killed(child, "load");
         let store = open(dir);
-        assert_eq!(store.check(false).unwrap().problems, [], "part {part}, killed: {killed}");
+        assert_eq!(store.check().unwrap().problems, [], "part {part}, killed: {killed}");
         assert!(!is_killed(start("load", dir, None), "load"));
-        assert_eq!(store.check(false).unwrap().problems, [], "part {part}");
+        assert_eq!(store.check().unwrap().problems, [], "part {part}");
         assert!(store.find("image").is_ok());
     }
 }

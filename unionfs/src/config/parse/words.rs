@@ -99,6 +99,9 @@ const SILENT: &[&str] = &[
     "no_remote_posix_lock",
     "no_remote_flock",
     "posixacl",
+    // Kernel overlayfs: the mount process acts with its own credentials, whoever asked for the mount
+    "override_creds",
+    "nooverride_creds",
     // fuse-overlayfs
     "threaded",
     "fast_ino",
@@ -188,8 +191,17 @@ pub(super) fn apply(builder: &mut Builder, raw: RawWord<'_>) -> Result<(), Optio
             builder.volatile = true;
         }
         "fsync" => {
-            const CHOICES: [(&str, bool); 4] = [("0", false), ("1", true), ("off", false), ("on", true)];
-            builder.fsync = Some(choice(raw, "fsync", "0 or 1", &CHOICES)?);
+            // Words are kernel overlayfs's. Where what is synced is decided, strict and auto promise the same.
+            const CHOICES: [(&str, bool); 7] = [
+                ("0", false),
+                ("1", true),
+                ("off", false),
+                ("on", true),
+                ("auto", true),
+                ("strict", true),
+                ("volatile", false),
+            ];
+            builder.fsync = Some(choice(raw, "fsync", "0, 1, auto, strict or volatile", &CHOICES)?);
         }
         "volatile_lower" => {
             bare(raw, "volatile_lower")?;

@@ -12,7 +12,8 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::ui;
 
-/// Between two drawings.
+/// After so long it is looked whether there is something new to show. What has not changed is not drawn again: a drawing
+/// that comes before the news of a narrower terminal leaves lines behind.
 const TICK: Duration = Duration::from_millis(150);
 const SPINNER: [char; 8] = ['⠋', '⠙', '⠸', '⠴', '⠦', '⠇', '⠏', '⠿'];
 
@@ -44,7 +45,8 @@ struct Running {
 struct State {
     running: BTreeMap<usize, Running>,
     drawn: Frame,
-    ticks: usize,
+    /// What that was made of.
+    shown: Option<(Vec<String>, Size)>,
     /// So many want it to show nothing for now.
     hidden: usize,
     ended: bool,
@@ -138,10 +140,10 @@ pub(super) fn plain(text: &str) -> String {
 
 impl State {
     fn lines(&self) -> Vec<String> {
-        let turn = SPINNER[self.ticks % SPINNER.len()];
         let mut lines = Vec::new();
         for running in self.running.values() {
             let seconds = running.started.elapsed().as_secs();
+            let turn = SPINNER[usize::try_from(seconds).unwrap_or(0) % SPINNER.len()];
             let time = match seconds / 60 {
                 0 => format!("{seconds}s"),
                 minutes => format!("{minutes}m{:02}s", seconds % 60),
@@ -155,7 +157,12 @@ impl State {
     /// Draws again, with `finished` above, in one write.
     fn show(&mut self, finished: &str, reflows: bool) {
         let lines = if self.hidden == 0 && !self.ended { self.lines() } else { Vec::new() };
-        let text = self.drawn.redraw(finished, &lines, Size::now(), reflows);
+        let now = (lines, Size::now());
+        if finished.is_empty() && self.shown.as_ref() == Some(&now) {
+            return;
+        }
+        let text = self.drawn.redraw(finished, &now.0, now.1, reflows);
+        self.shown = Some(now);
         if !text.is_empty() {
             ui::draw(&text);
         }
@@ -185,7 +192,6 @@ impl Live {
             let (state, changed) = &*theirs;
             let mut state = locked(state);
             while !state.ended {
-                state.ticks += 1;
                 if !state.running.is_empty() && state.hidden == 0 {
                     state.show("", reflows);
                 }
@@ -300,6 +306,7 @@ mod tests {
         // One that cuts lines has as many rows as there are lines.
         assert_eq!(frame.rows(10, false), 4);
         assert!(frame.rows(10, true) > 4);
+        terminal.columns = 40;
         terminal.write(&frame.redraw("", &[], Size { columns: 40, rows: 24 }, true));
         assert_eq!(terminal.lines, above);
         assert_eq!(frame.redraw("", &[], Size { columns: 40, rows: 24 }, true), "");

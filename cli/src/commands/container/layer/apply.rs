@@ -18,7 +18,7 @@ use super::rest::{AtRest, at_rest};
 use super::{Subject, choose, path_in, snapshots};
 use crate::commands::run::store_root;
 use crate::exit::{Hinted, Usage};
-use crate::ui::{self, prompt};
+use crate::ui::{self, prompt, visible::visible};
 
 /// What a killed apply has left to do, in the container's directory.
 pub(crate) const JOURNAL: &str = "apply.json";
@@ -244,12 +244,13 @@ fn show(plan: &Plan, force: bool) -> anyhow::Result<()> {
             Action::Remove => 'D',
         };
         text.extend_from_slice(format!("{letter} ").as_bytes());
-        text.extend_from_slice(&step.path);
+        text.extend_from_slice(&ui::visible::path(&step.path));
         text.push(b'\n');
     }
     ui::print(text)?;
     for conflict in &plan.conflicts {
-        let words = format!("{} {}", String::from_utf8_lossy(&conflict.path), conflict.why);
+        let path = String::from_utf8_lossy(&conflict.path);
+        let words = format!("{} {}", visible(&path), conflict.why);
         if force { ui::warn(words) } else { ui::note(words) }
     }
     Ok(())

@@ -67,7 +67,7 @@ pub(crate) fn diff(args: DiffArgs) -> anyhow::Result<ExitCode> {
     let mut out = Vec::new();
     for change in found {
         out.extend_from_slice(format!("{} ", change.kind.letter()).as_bytes());
-        out.extend_from_slice(&change.path);
+        out.extend_from_slice(&ui::visible::path(&change.path));
         out.push(b'\n');
     }
     ui::print(out)?;

@@ -34,7 +34,7 @@ pub(super) fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     sections.push(("networks", network::problems(args.repair).context("check the networks")?));
     sections.push(("volumes", volume::problems(args.repair).context("check the volumes")?));
     if !args.quick {
-        let report = images::open_store()?.check(args.repair).context("check the image store")?;
+        let report = images::check_store(&images::open_store()?, args.repair)?;
         let problems = report.problems.into_iter();
         sections.push((
             "images",

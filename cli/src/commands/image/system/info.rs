@@ -21,7 +21,7 @@ pub(crate) struct InfoArgs {
 fn document() -> anyhow::Result<Value> {
     let store = images::open_store()?;
     let (containers, running) = containers::count()?;
-    let images = store.named()?.len();
+    let images = store.images()?.0.len();
     let system = rustix::system::uname();
     let memory = rustix::system::sysinfo();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
