@@ -3,7 +3,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -348,7 +349,14 @@ impl HashCache {
         let lines = known.iter().filter(|(_, (_, used))| *used || !drops);
         let text: String = lines.map(|(key, (digest, _))| format!("{} {key}\n", digest.hex())).collect();
         let new = path.with_extension(format!("new-{}", std::process::id()));
-        if let Err(error) = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)) {
+        let write = || {
+            let mut options = File::options();
+            // Whoever can change it chooses what the cache of builds gives.
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options.open(&new)?.write_all(text.as_bytes())?;
+            std::fs::rename(&new, path)
+        };
+        if let Err(error) = write() {
             tracing::debug!(%error, "keep the hashes of files");
         }
     }

@@ -213,6 +213,38 @@ fn a_redirect_does_not_take_credentials_along() {
 }
 
 #[test]
+fn regression_a_redirect_does_not_take_a_refresh_token_along() {
+    for status in [307, 308] {
+        let other = FaultServer::start(|_| Some(Reply::new(200).body(r#"{"access_token":"a"}"#)));
+        let target = format!("http://{}/token", other.host());
+        let host = std::sync::Arc::new(Mutex::new(String::new()));
+        let realm_host = host.clone();
+        let server = FaultServer::start(move |request| {
+            let own = format!("http://{}/", realm_host.lock().unwrap());
+            match &*request.target {
+                // Within the server it is followed, with the token.
+                "/token" => Some(Reply::new(status).header("Location", format!("{own}moved"))),
+                "/moved" => {
+                    let body = String::from_utf8(request.body(usize::MAX)).unwrap();
+                    assert!(body.ends_with("&refresh_token=secret"), "{body}");
+                    Some(Reply::new(status).header("Location", &target))
+                }
+                _ => {
+                    let realm = format!("Bearer realm=\"{own}token\"");
+                    Some(Reply::new(401).header("WWW-Authenticate", realm))
+                }
+            }
+        });
+        *host.lock().unwrap() = server.host();
+        let given =
+            ClientOptions { credentials: Some(Credentials::IdentityToken("secret".into())), ..options() };
+        let error = repository(given, &format!("{}/tool", server.host())).tags().unwrap_err().to_string();
+        assert!(error.contains("another server"), "{error}");
+        assert_eq!(other.requests(), Vec::<String>::new(), "{status}");
+    }
+}
+
+#[test]
 fn redirects_in_a_circle_end() {
     let server = FaultServer::start(|request| {
         is_blob(request).then(|| Reply::new(302).header("Location", &request.target))

@@ -13,6 +13,8 @@ mod run;
 mod ssh;
 pub(crate) mod step;
 
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -52,18 +54,27 @@ pub(super) fn at_step(cause: &anyhow::Error, file: &str, text: &str, lines: (usi
     shown(message, cause.downcast_ref::<Hinted>().map(|hinted| hinted.hint.clone()))
 }
 
+/// Makes the directory that builds keep their things in, and closes one that an earlier version left open under the
+/// caller's umask: who can write into it chooses what the cache gives.
+fn make_private(root: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(root)?;
+    let mode = std::fs::metadata(root)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
 pub(crate) fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     let request = options::Request::new(args)?;
     let store = images::open_store()?;
-    let signals = Signals::take().context("take signals over")?;
     let root = crate::commands::run::store_root()?.join(DIRECTORY);
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .create(&root)
-        .with_context(|| format!("make {}", root.display()))?;
+    make_private(&root).with_context(|| format!("make {}", root.display()))?;
     super::container::step::sweep(&root.join("steps"))?;
     let session = store.session().context("begin work in the image store")?;
     let input = input::Input::open(&request, &session)?;
+    // Not before: a signal ends the reading of a pipe or a download, whoever holds it up. Before there are threads.
+    let signals = Signals::take().context("take signals over")?;
     // Before anything is shown: a key may have a passphrase, which is asked for at the terminal.
     let agents = ssh::Agents::start(&request.ssh)?;
     let progress = progress::Progress::new(request.progress);
@@ -84,4 +95,21 @@ pub(crate) fn build(args: BuildArgs) -> anyhow::Result<ExitCode> {
     remote::export(&request.cache_to, &built, &store, &session, &progress)?;
     output::deliver(&request, &store, &session, built, &progress)?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_the_directory_of_builds_is_the_owners_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("build");
+        let mode = || std::fs::metadata(&root).unwrap().permissions().mode() & 0o777;
+        make_private(&root).unwrap();
+        assert_eq!(mode(), 0o700);
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o777)).unwrap();
+        make_private(&root).unwrap();
+        assert_eq!(mode(), 0o700);
+    }
 }

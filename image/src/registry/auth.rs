@@ -217,7 +217,7 @@ pub(super) fn fetch_token(
             let mut outgoing = Outgoing::get(url);
             outgoing.method = Method::POST;
             outgoing.headers.push((header::CONTENT_TYPE, "application/x-www-form-urlencoded".to_owned()));
-            outgoing.payload = Payload::Bytes(form.as_bytes());
+            outgoing.payload = Payload::Secret(form.as_bytes());
             outgoing
         }
         other => {

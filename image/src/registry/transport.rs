@@ -54,6 +54,8 @@ pub(super) enum Payload<'a> {
     None,
     /// These bytes; may be sent again.
     Bytes(&'a [u8]),
+    /// These bytes, for the origin of the URL alone; may be sent again there.
+    Secret(&'a [u8]),
     /// So many bytes from a reader; not twice.
     Stream(&'a mut dyn Read, u64),
 }
@@ -205,6 +207,13 @@ impl Transport {
             if url.is_https() && !next.is_https() && !insecure {
                 return Err(Failure::Nonsense(format!("it redirects from https to {next}")));
             }
+            if matches!(outgoing.payload, Payload::Secret(..))
+                && matches!(answer.status, 307 | 308)
+                && !next.same_origin(&outgoing.url)
+            {
+                let reason = format!("it redirects a request that has a secret to another server, {next}");
+                return Err(Failure::Nonsense(reason));
+            }
             url = next;
         }
         Err(Failure::Nonsense(format!("more than {MAX_REDIRECTS} redirects")))
@@ -231,7 +240,7 @@ impl Transport {
         let result = match &mut outgoing.payload {
             Payload::None if has_body => agent.run(request.body(&[][..]).map_err(bad)?),
             Payload::None => agent.run(request.body(()).map_err(bad)?),
-            Payload::Bytes(bytes) => agent.run(request.body(*bytes).map_err(bad)?),
+            Payload::Bytes(bytes) | Payload::Secret(bytes) => agent.run(request.body(*bytes).map_err(bad)?),
             Payload::Stream(reader, len) => {
                 let request = request.header(header::CONTENT_LENGTH, *len);
                 agent.run(request.body(SendBody::from_reader(reader)).map_err(bad)?)

@@ -1,7 +1,8 @@
 //! What the monitor writes down of its container: `state.json`, replaced by rename.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -130,7 +131,10 @@ impl Record {
     /// Of the filesystem.
     pub fn save(&self, directory: &Path) -> io::Result<()> {
         let temporary = directory.join(".state.json.new");
-        fs::write(&temporary, serde_json::to_vec(self)?)?;
+        let mut options = fs::OpenOptions::new();
+        // Its owner's alone, whatever the umask of the caller.
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(&temporary)?.write_all(&serde_json::to_vec(self)?)?;
         fs::rename(&temporary, directory.join(Self::FILE))
     }
 

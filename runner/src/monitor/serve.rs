@@ -559,6 +559,8 @@ fn listen(directory: &std::path::Path) -> io::Result<OwnedFd> {
     let handle = std::fs::File::open(directory)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    // Who may connect, the owner alone: the name gets the mode that the socket has, less the umask.
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
     rustix::net::bind(&socket, &super::connection::address(handle.as_fd())?)?;
     rustix::net::listen(&socket, 64)?;
     Ok(socket)

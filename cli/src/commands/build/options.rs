@@ -272,6 +272,8 @@ pub(super) struct Request {
     pub(super) metadata_file: Option<PathBuf>,
     pub(super) timestamp: Option<i64>,
     pub(super) allow_insecure: bool,
+    /// Steps may ask for the host's network.
+    pub(super) allow_host_network: bool,
     /// Only tell what is unwise.
     pub(super) only_check: bool,
     /// As `run` would have them: network, hosts, limits.
@@ -414,6 +416,9 @@ impl Request {
             metadata_file: args.metadata_file,
             timestamp: args.timestamp.or(epoch),
             only_check,
+            // Who gives the host's network to all steps gives it to those that ask for it.
+            allow_host_network: args.network.as_deref() == Some("host")
+                || args.allow.iter().any(|what| what == "network.host"),
             allow_insecure: args.allow.iter().any(|what| what == "security.insecure"),
             options: CreateOptions {
                 network: args.network.into_iter().collect(),

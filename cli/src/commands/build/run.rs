@@ -69,6 +69,9 @@ pub(super) fn prepare(
     node: &Node,
     built: &Built,
 ) -> anyhow::Result<PreparedRun> {
+    // Before the cache is asked: what is refused does not depend on what was built here.
+    let request = executor.request;
+    permit((action.network, request.allow_host_network), (action.insecure, request.allow_insecure))?;
     let mut key = KeyBuilder::new("run");
     key.add("parent", built.chain().map(|chain| chain.0.to_string()).unwrap_or_default());
     key.add("time", executor.request.timestamp.map(|time| time.to_string()).unwrap_or_default());
@@ -232,15 +235,7 @@ pub(super) fn execute(
     if config.network == NetworkMode::Host || config.network == NetworkMode::None {
         config.networking = Default::default();
     }
-    if action.insecure {
-        if !executor.request.allow_insecure {
-            bail!(Hinted {
-                message: "the step asks for --security=insecure".into(),
-                hint: "allow it with --allow security.insecure".into(),
-            });
-        }
-        config.privileged = true;
-    }
+    config.privileged = action.insecure;
     let mut lowers = Vec::new();
     let mountpoints = directory.join("mountpoints");
     if make_mountpoints(executor, built, &setup, &mountpoints)? {
@@ -290,6 +285,23 @@ pub(super) fn execute(
         .store
         .stage_upper(&layer, &trees, built.chain(), executor.request.timestamp)
         .context("make a layer of what the step changed")
+}
+
+/// What a Dockerfile asks for beyond a container of its own is for the caller to allow: the text may be somebody else's.
+fn permit(
+    (network, host_allowed): (RunNetwork, bool),
+    (insecure, insecure_allowed): (bool, bool),
+) -> Result<(), Hinted> {
+    let refused = |flag: &str, hint: &str| {
+        Err(Hinted { message: format!("the step asks for {flag}"), hint: hint.into() })
+    };
+    if network == RunNetwork::Host && !host_allowed {
+        return refused("--network=host", "allow it with --allow network.host");
+    }
+    if insecure && !insecure_allowed {
+        return refused("--security=insecure", "allow it with --allow security.insecure");
+    }
+    Ok(())
 }
 
 fn new_id() -> String {
@@ -543,5 +555,23 @@ fn spawn(executor: &Executor<'_>, description: &Description, number: usize) -> a
             Err(error) => Err(error).context("tell the step's process what to do"),
             Ok(()) => bail!("the step's process ended ({status}) before it told how its program did"),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_the_hosts_network_is_for_the_caller_to_allow() {
+        let words = |network, insecure| permit(network, insecure).err().map(|refused| refused.message);
+        for network in [RunNetwork::Default, RunNetwork::None] {
+            assert_eq!(words((network, false), (false, false)), None);
+        }
+        let host = words((RunNetwork::Host, false), (false, true));
+        assert_eq!(host.as_deref(), Some("the step asks for --network=host"));
+        assert_eq!(words((RunNetwork::Host, true), (false, false)), None);
+        let insecure = words((RunNetwork::Host, true), (true, false));
+        assert_eq!(insecure.as_deref(), Some("the step asks for --security=insecure"));
     }
 }

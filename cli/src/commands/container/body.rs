@@ -196,7 +196,8 @@ impl Own {
         let document = spec::document(&self.container, &merged, &identity)?;
         let bundle = directory.join("bundle");
         fs::create_dir_all(&bundle).context("make the bundle")?;
-        fs::write(bundle.join("config.json"), serde_json::to_vec(&document)?).context("write the bundle")?;
+        super::store::write_private(&bundle.join("config.json"), &serde_json::to_vec(&document)?)
+            .context("write the bundle")?;
         if !config.passes_streams() {
             give(&stdio, &identity)?;
         }

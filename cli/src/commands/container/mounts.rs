@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use layerfs_volume::NewVolume;
 use layerfs_volume::request::{
     Bind, Mount, Recursive, Source, VolumeSource, parse_mount, parse_tmpfs, parse_volume,
@@ -91,6 +91,9 @@ impl Mounts {
     }
 
     fn volume(&mut self, target: String, read_only: bool, source: VolumeSource) -> anyhow::Result<()> {
+        if let Some(message) = refusal_of(&target, &source) {
+            bail!(message);
+        }
         let VolumeSource { name, no_copy, subpath, driver, labels, options } = source;
         let anonymous = name.is_none();
         let name = match name {
@@ -108,6 +111,28 @@ impl Mounts {
         self.all.push(MountSpec::Volume { name, target, read_only, no_copy, subpath, anonymous });
         Ok(())
     }
+}
+
+/// Why no volume can be where the kernel's own filesystems are. A container whose `/proc/self` is anybody's directory is not
+/// confined: what is written there for its labels and limits would go nowhere.
+fn refusal_of(target: &str, source: &VolumeSource) -> Option<String> {
+    let mut names: Vec<&str> = Vec::new();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            part => names.push(part),
+        }
+    }
+    let above = names.first().filter(|name| matches!(**name, "proc" | "sys"))?;
+    let (what, hint) = match &source.name {
+        Some(name) => (format!("volume {name}"), "mount it elsewhere"),
+        None => (
+            "a volume without a name".to_owned(),
+            "if it is the image's own (VOLUME), build an image without it, or mount something else elsewhere",
+        ),
+    };
+    Some(format!("{what} cannot be mounted at {target}: /{above} is the kernel's own filesystem ({hint})"))
 }
 
 /// As `-v` does it, a missing source is made (by `start`); `--mount` refuses it.
@@ -179,6 +204,23 @@ mod tests {
         assert!(options.is_empty(), "{options:?}");
         let names: Vec<bool> = mounts.volumes.iter().map(|volume| volume.anonymous).collect();
         assert_eq!(names, [false, true, true]);
+    }
+
+    #[test]
+    fn regression_volumes_where_the_kernels_filesystems_are_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Containers::at(dir.path()).unwrap();
+        for target in ["/proc", "/proc/self", "/sys", "//proc/", "/x/../proc/acpi", "/../sys/fs"] {
+            let error = resolve(&CreateOptions::default(), &[target.into()], &containers).err().unwrap();
+            let error = error.to_string();
+            assert!(error.contains(target) && error.contains("kernel's own"), "{target}: {error}");
+        }
+        let named = CreateOptions { volume: vec!["data:/proc/self".into()], ..CreateOptions::default() };
+        let error = resolve(&named, &[], &containers).err().unwrap().to_string();
+        assert!(error.contains("volume data cannot be mounted at /proc/self"), "{error}");
+        // Where another mount takes its place, the image's own is none.
+        let bound = CreateOptions { volume: vec!["/srv:/proc/cpuinfo".into()], ..CreateOptions::default() };
+        assert!(resolve(&bound, &["/proc/cpuinfo".into(), "/process".into()], &containers).is_ok());
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(crate) fn make_directory(directory: &Path, config: &ContainerConfig) -> anyh
         networking: config.networking.clone(),
         ..ContainerConfig::default()
     };
-    fs::write(directory.join(CONFIG), serde_json::to_vec(&kept)?).with_context(words)?;
+    super::store::write_private(&directory.join(CONFIG), &serde_json::to_vec(&kept)?).with_context(words)?;
     lock(directory)
 }
 

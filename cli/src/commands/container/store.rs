@@ -466,8 +466,17 @@ fn hide(directory: &Path) -> anyhow::Result<Hidden> {
 pub(super) fn save_config(directory: &Path, config: &ContainerConfig) -> anyhow::Result<()> {
     let words = || format!("write the config of container {}", config.name);
     let temporary = directory.join(".config.json.new");
-    fs::write(&temporary, serde_json::to_vec(config)?).with_context(words)?;
+    write_private(&temporary, &serde_json::to_vec(config)?).with_context(words)?;
     fs::rename(&temporary, directory.join(CONFIG)).with_context(words)
+}
+
+/// Writes a file that is its owner's alone, whatever the umask of the caller: there are secrets in the environment of a
+/// program.
+pub(super) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    io::Write::write_all(&mut options.open(path)?, content)
 }
 
 /// After a monitor was killed, or the machine: ends what is left of its container, and says so in the state. The lock

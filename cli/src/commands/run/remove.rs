@@ -69,7 +69,7 @@ fn enter(parent: &OwnedFd, name: &CString) -> rustix::io::Result<OwnedFd> {
     match open() {
         // The owner may have taken its own permission, as the work directory of a mount does.
         Err(Errno::ACCESS) => {
-            rustix::fs::chmodat(parent, name, Mode::RWXU, AtFlags::empty())?;
+            layerfs_image::layer::set_mode(parent, name, Mode::RWXU)?;
             open()
         }
         result => result,

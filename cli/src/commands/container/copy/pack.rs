@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, anyhow};
 use layerfs_image::tar::{Entry, EntryKind, TarWriter};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::place::Object;
@@ -79,30 +79,28 @@ impl<W: Write> Packer<W> {
         // A file that a symlink has led to is its own parent (see `Root::source`).
         let is_itself = FileType::from_raw_mode(rustix::fs::fstat(parent).with_context(words)?.st_mode)
             != FileType::Directory;
-        let stat = match is_itself {
-            true => rustix::fs::fstat(parent),
-            false => rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW),
-        };
-        let stat = match stat {
-            // Gone since it was listed.
-            Err(Errno::NOENT) => return Ok(()),
-            stat => stat.with_context(words)?,
-        };
-        let open = |flags: OFlags| match is_itself {
-            true => rustix::fs::open(
-                format!("/proc/self/fd/{}", parent.as_raw_fd()),
-                flags | OFlags::CLOEXEC,
-                Mode::empty(),
-            ),
+        let found = match is_itself {
+            true => parent.try_clone_to_owned().with_context(words)?,
+            // A descriptor that does nothing: a program in the container may exchange a file for a pipe, which would be
+            // waited for, or for a device, which opening sets off.
             false => {
-                rustix::fs::openat(parent, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+                    // Gone since it was listed.
+                    Err(Errno::NOENT) => return Ok(()),
+                    found => found.with_context(words)?,
+                }
             }
         };
+        let stat = rustix::fs::fstat(&found).with_context(words)?;
+        self.found(&found, &stat, path)
+    }
+
+    /// An object that was looked at, by a descriptor of it.
+    fn found(&mut self, found: &OwnedFd, stat: &Stat, path: &[u8]) -> anyhow::Result<()> {
+        let words = || format!("read {}", String::from_utf8_lossy(path));
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                let directory: OwnedFd = open(OFlags::RDONLY | OFlags::DIRECTORY).with_context(words)?;
-                return self.directory(directory.as_fd(), path, &stat);
-            }
+            FileType::Directory => return self.directory(found.as_fd(), path, stat),
             FileType::RegularFile => EntryKind::File,
             FileType::Symlink => EntryKind::Symlink,
             FileType::CharacterDevice => EntryKind::CharDevice,
@@ -111,7 +109,7 @@ impl<W: Write> Packer<W> {
             // A socket is its program's, as docker has it.
             FileType::Socket | FileType::Unknown => return Ok(()),
         };
-        let mut entry = entry(path, kind, &stat);
+        let mut entry = entry(path, kind, stat);
         if stat.st_nlink > 1 {
             let first = self.seen.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| path.to_vec());
             if *first != path {
@@ -123,7 +121,10 @@ impl<W: Write> Packer<W> {
         }
         match kind {
             EntryKind::File => {
-                let mut file = File::from(open(OFlags::RDONLY).with_context(words)?);
+                // The very object that was looked at.
+                let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+                let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let mut file = File::from(rustix::fs::open(again, flags, Mode::empty()).with_context(words)?);
                 entry.xattrs = xattrs(file.as_fd());
                 // As it is now, of the file that was opened.
                 entry.size = file.metadata().with_context(words)?.len();
@@ -133,8 +134,7 @@ impl<W: Write> Packer<W> {
                 return Ok(());
             }
             EntryKind::Symlink => {
-                entry.link =
-                    rustix::fs::readlinkat(parent, name, Vec::new()).with_context(words)?.into_bytes();
+                entry.link = rustix::fs::readlinkat(found, c"", Vec::new()).with_context(words)?.into_bytes();
             }
             _ => {}
         }
@@ -172,4 +172,31 @@ fn xattrs(fd: BorrowedFd<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
     }
     found.sort();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn regression_a_file_exchanged_for_a_pipe_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "content").unwrap();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = rustix::fs::open(path("file"), flags, Mode::empty()).unwrap();
+        let stat = rustix::fs::fstat(&found).unwrap();
+        // As a program does between the look and the reading.
+        fs::rename(path("file"), path("old")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, path("file"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let mut packer = Packer { out: TarWriter::new(Vec::new()), seen: HashMap::new(), bytes: 0 };
+        packer.found(&found, &stat, b"file").unwrap();
+        assert_eq!(packer.bytes, 7);
+        // And one that was a pipe when it was looked at is copied as one.
+        let parent = fs::File::open(dir.path()).unwrap();
+        packer.object(parent.as_fd(), b"file", b"pipe").unwrap();
+        assert_eq!(packer.bytes, 7);
+    }
 }

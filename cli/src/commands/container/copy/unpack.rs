@@ -1,6 +1,6 @@
 //! A tar stream into a directory of a tree. Nothing is made outside of that tree: names are resolved in it by the kernel.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{BufRead, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -194,13 +194,15 @@ impl Unpacker<'_> {
         exists: bool,
         reader: &mut TarReader<R>,
     ) -> anyhow::Result<()> {
-        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = |flags| rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600));
         let file = match exists.then(|| rustix::fs::unlinkat(parent, name, AtFlags::empty())) {
             // Something is mounted on it: it is written in place.
-            Some(Err(Errno::BUSY)) => open(flags | OFlags::TRUNC)?,
+            Some(Err(Errno::BUSY)) => open_in_place(parent, name)?,
             Some(Err(error)) => return Err(error.into()),
-            Some(Ok(())) | None => open(flags | OFlags::CREATE | OFlags::EXCL)?,
+            Some(Ok(())) | None => {
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))?
+            }
         };
         let mut file = File::from(file);
         if let Some(pieces) = &entry.sparse {
@@ -226,12 +228,23 @@ impl Unpacker<'_> {
 /// Sets the mode of what was just made. A program in the container may have put a symlink in its place since, which leads
 /// anywhere on this machine: it is not followed.
 fn set_mode(parent: &OwnedFd, name: &OsStr, mode: Mode) -> anyhow::Result<()> {
-    let made =
-        rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&made)?.st_mode) == FileType::Symlink {
-        bail!("it was exchanged while it was copied");
+    let name = CString::new(name.as_bytes())?;
+    match layerfs_image::layer::set_mode(parent, &name, mode) {
+        Err(Errno::LOOP) => bail!("it was exchanged while it was copied"),
+        result => Ok(result?),
     }
-    Ok(rustix::fs::chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), mode)?)
+}
+
+/// Opens a file that cannot be replaced, to be written anew. A pipe would be waited for, and a device set off.
+fn open_in_place(parent: &OwnedFd, name: &OsStr) -> anyhow::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::RegularFile {
+        bail!("something that is no regular file is mounted there");
+    }
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(again, flags, Mode::empty())?)
 }
 
 /// Copies `length` bytes; runs of zeros become holes.
@@ -273,6 +286,23 @@ fn times(entry: &Entry) -> Timestamps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regression_what_is_written_in_place_is_a_regular_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "old content").unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let parent = OwnedFd::from(File::open(dir.path()).unwrap());
+        // The pipe has no reader: opening it for writing would never come back.
+        for name in ["pipe", "link"] {
+            assert!(open_in_place(&parent, OsStr::new(name)).is_err(), "{name}");
+        }
+        assert_eq!(std::fs::read(path("file")).unwrap(), b"old content");
+        File::from(open_in_place(&parent, OsStr::new("file")).unwrap()).write_all(b"new").unwrap();
+        assert_eq!(std::fs::read(path("file")).unwrap(), b"new");
+    }
 
     #[test]
     fn names_stay_inside() {
