@@ -268,14 +268,16 @@ pub(super) fn number_list(text: &str) -> Option<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn parsed(json: &str) -> Result<Process, ConfigError> {
-        let mut value: serde_json::Value = serde_json::from_str(json).unwrap();
-        for (name, default) in [("cwd", serde_json::json!("/")), ("args", serde_json::json!(["sh"]))] {
+    fn parsed(text: &str) -> Result<Process, ConfigError> {
+        let mut value: serde_json::Value = serde_json::from_str(text).unwrap();
+        let (cwd, args, user) = (json!("/"), json!(["sh"]), json!({"uid": 0, "gid": 0}));
+        for (name, default) in [("cwd", cwd), ("args", args), ("user", user)] {
             value.as_object_mut().unwrap().entry(name).or_insert(default);
         }
-        value["user"] = serde_json::json!({"uid": 0, "gid": 0});
         Process::from_spec(&serde_json::from_value(value).unwrap())
     }
 
