@@ -24,7 +24,13 @@ use args::{Cli, Command};
 use commands::container;
 
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    // As docker has it.
+    if let [_, word] = arguments.as_mut_slice()
+        && *word == "-v"
+    {
+        *word = "--version".into();
+    }
     if let Some(face) = helper::Face::of(&arguments) {
         return finish(helper::mount(face, &arguments), exit::MOUNT);
     }

@@ -315,6 +315,9 @@ fn serve(
     signals: LeaveSignals,
     ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
+    if tracing::enabled!(tracing::Level::INFO) {
+        tracing::info!(target = %target.display(), chosen = ?mounted.report(), "mounted");
+    }
     let unmounter = mounted.unmounter();
     // Held while unmounting: a helper program may be at it, and is not to outlive this process.
     let unmounting = Arc::new(Mutex::new(()));

@@ -89,7 +89,7 @@ pub(crate) struct PullArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     /// The images
-    #[arg(value_name = "NAME[:TAG|@DIGEST]", required = true)]
+    #[arg(value_name = "NAME[:TAG|@DIGEST]", required = true, help_heading = None)]
     names: Vec<String>,
 }
 
@@ -154,13 +154,14 @@ pub(crate) fn pull_for_run(
     store: &layerfs_image::store::Store,
     name: &str,
     platform: Option<&Platform>,
+    quiet: bool,
 ) -> anyhow::Result<()> {
     let reference = Reference::parse_without_tag(name)?.or_latest();
     let client = RegistryArgs::default().client()?;
     images::with_session(store, |session| {
         let bars = Bars::new(false, "Downloading");
         // Where there is no terminal the bars are lines among the results of the command.
-        let progress: &dyn Progress = if ui::width().is_some() { &bars } else { &Silent };
+        let progress: &dyn Progress = if ui::width().is_some() && !quiet { &bars } else { &Silent };
         let host = Platform::host();
         let pulled = transfer::pull(store, session, &client, &reference, platform.unwrap_or(&host), progress)
             .map_err(explained)?;
@@ -223,10 +224,10 @@ pub(crate) struct PushArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     /// The image: its name is where it goes
-    #[arg(value_name = "NAME[:TAG]")]
+    #[arg(value_name = "NAME[:TAG]", help_heading = None)]
     name: String,
     /// Another name for it at the registry
-    #[arg(value_name = "DESTINATION", conflicts_with = "all_tags")]
+    #[arg(value_name = "DESTINATION", conflicts_with = "all_tags", help_heading = None)]
     destination: Option<String>,
 }
 
@@ -340,7 +341,7 @@ pub(crate) struct LoginArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     /// The registry, if not Docker Hub
-    #[arg(value_name = "SERVER", default_value = DEFAULT_REGISTRY)]
+    #[arg(value_name = "SERVER", default_value = DEFAULT_REGISTRY, help_heading = None)]
     server: String,
 }
 
@@ -472,7 +473,7 @@ pub(crate) struct SearchArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     /// What to look for: WORD or REGISTRY/WORD
-    #[arg(value_name = "TERM")]
+    #[arg(value_name = "TERM", help_heading = None)]
     term: String,
 }
 

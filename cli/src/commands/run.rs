@@ -70,7 +70,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     log: LogArgs,
     /// The image, unless --rootfs is given; then the command and its arguments
-    #[arg(value_name = "IMAGE [COMMAND [ARG...]]", num_args = 0.., trailing_var_arg = true)]
+    #[arg(value_name = "IMAGE [COMMAND [ARG...]]", num_args = 0.., trailing_var_arg = true, help_heading = None)]
     words: Vec<OsString>,
 }
 

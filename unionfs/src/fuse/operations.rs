@@ -49,6 +49,7 @@ fn dispatch(
         };
     }
     let node = request.header.node;
+    tracing::trace!(op = op.name(), node, "request");
     let mut fields = request.fields();
     match op {
         Op::Lookup => {

@@ -635,9 +635,9 @@ impl Executor<'_> {
         let number = self.progress.begin(&format!("[internal] load image {name}"));
         let pull = if self.request.pull { "always" } else { "missing" };
         // A pull has a progress of its own.
-        let image = self
-            .progress
-            .aside(|| crate::commands::container::create::image_of(self.store, name, pull, asked.as_deref()));
+        let image = self.progress.aside(|| {
+            crate::commands::container::create::image_of(self.store, name, pull, asked.as_deref(), false)
+        });
         let image = image.and_then(|image| {
             self.store.ensure_layers(self.session, &image)?;
             Ok(image)

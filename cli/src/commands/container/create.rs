@@ -88,7 +88,7 @@ pub(super) fn make(
             }
             let name = words.remove(0);
             let store = images::open_store()?;
-            let image = image_of(&store, &name, &options.pull, options.platform.as_deref())?;
+            let image = image_of(&store, &name, &options.pull, options.platform.as_deref(), options.quiet)?;
             config.image = Some(image.id.to_string());
             config.image_name = name;
             Some(image)
@@ -151,6 +151,7 @@ pub(crate) fn image_of(
     name: &str,
     pull: &str,
     platform: Option<&str>,
+    quiet: bool,
 ) -> anyhow::Result<Image> {
     let platform = platform.map(platform_of).transpose()?;
     let fits = |image: &Image| {
@@ -159,11 +160,11 @@ pub(crate) fn image_of(
             Platform::new(&config.os, &config.architecture, config.variant.as_deref().unwrap_or_default());
         platform.as_ref().is_none_or(|platform: &Platform| platform.runs(&own))
     };
-    let pulled = |quiet: bool| -> anyhow::Result<Image> {
-        if !quiet {
+    let pulled = |is_asked_for: bool| -> anyhow::Result<Image> {
+        if !is_asked_for && !quiet {
             ui::note(format_args!("Unable to find image '{name}' locally"));
         }
-        crate::commands::registry::pull_for_run(store, name, platform.as_ref())?;
+        crate::commands::registry::pull_for_run(store, name, platform.as_ref(), quiet)?;
         images::find(store, name)
     };
     match pull {

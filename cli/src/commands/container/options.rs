@@ -57,6 +57,9 @@ pub(crate) struct CreateOptions {
     /// Write the id to a file, which must not exist
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<PathBuf>,
+    /// Say nothing of pulling the image
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
     /// When to pull the image: missing, always, never
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub(crate) pull: String,

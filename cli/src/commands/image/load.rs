@@ -53,10 +53,10 @@ pub(crate) struct ImportArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     /// The archive: a file, a URL (http or https), or - for standard input
-    #[arg(value_name = "FILE|URL|-")]
+    #[arg(value_name = "FILE|URL|-", help_heading = None)]
     file: PathBuf,
     /// Name of the image
-    #[arg(value_name = "NAME[:TAG]")]
+    #[arg(value_name = "NAME[:TAG]", help_heading = None)]
     name: Option<String>,
 }
 

@@ -52,7 +52,7 @@ struct ManifestInspectArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     /// Name, name with digest, or id
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", help_heading = None)]
     image: String,
 }
 
