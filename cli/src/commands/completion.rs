@@ -38,6 +38,7 @@ fn shown(command: &Command) -> Command {
     Command::new(name)
         .about(command.get_about().cloned().unwrap_or_default())
         .visible_aliases(aliases)
+        .version(env!("CARGO_PKG_VERSION"))
         // They are among the arguments already.
         .disable_help_flag(true)
         .disable_version_flag(true)
