@@ -113,7 +113,16 @@ fn an_interrupted_build_ends_at_once_and_keeps_its_steps() {
     let Some(world) = World::new() else { return };
     let text = "FROM box\nRUN echo 1 > /one\nRUN touch /started && sleep 1000\n";
     let context = world.context("interrupted", &[("Dockerfile", text)]);
-    let mut command = world.command(&["build", "--progress", "plain", context.to_str().unwrap()]);
+    let asked = world.command(&["build", "--progress", "plain", context.to_str().unwrap()]);
+    // What a shell runs in the background ignores SIGINT, and so would this test's build.
+    let mut command = std::process::Command::new("env");
+    command.arg("--default-signal=INT").arg(asked.get_program()).args(asked.get_args());
+    for (name, value) in asked.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
     lines
