@@ -160,6 +160,7 @@ fn become_program(
         entrances.enter().at(Stage::Cgroup)?;
     }
     leave_parent(stdio, execution.preserve_fds, &[channel.as_fd(), pidfd]).at(Stage::Namespaces)?;
+    identity::forbid_looking().at(Stage::Namespaces)?;
     let mut wanted = namespaces.difference(Namespaces::PID);
     if is_staged {
         bear_inside(execution, &mut wanted, channel).at(Stage::Namespaces)?;

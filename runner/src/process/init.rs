@@ -47,6 +47,8 @@ pub(super) struct Inheritance<'a> {
     /// Where it moves itself, without a process in between.
     pub(super) entrances: Option<&'a Entrances>,
     pub(super) is_staged: bool,
+    /// The parent is root where it is.
+    pub(super) has_root_parent: bool,
 }
 
 /// Everything from here on happens in the child.
@@ -206,6 +208,11 @@ fn begin(inheritance: &mut Inheritance<'_>) -> Result<(), StepError> {
     keep.extend(inheritance.listener);
     keep.extend(inheritance.cgroup);
     leave_parent(&inheritance.stdio, choice.preserve_fds, &keep)?;
+    // The files by which a parent without privileges maps the ids would not be its own any more. Until it has, nobody else
+    // is in the namespace; `become_root` comes after it.
+    if inheritance.has_root_parent || !inheritance.config.namespaces.contains(Namespaces::USER) {
+        identity::forbid_looking()?;
+    }
     if !choice.no_new_keyring {
         // Kernels without keys have none to share; where the quota of keys is used up, the calls that would use
         // the shared ones are refused by the default filter.
@@ -214,7 +221,7 @@ fn begin(inheritance: &mut Inheritance<'_>) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Signals, standard streams, descriptors of the runtime; and nobody may look.
+/// Signals, standard streams, descriptors of the runtime.
 pub(super) fn leave_parent(
     stdio: &Stdio,
     preserve_fds: u32,
@@ -228,7 +235,7 @@ pub(super) fn leave_parent(
         let number = i32::try_from(number).unwrap_or(i32::MAX);
         sys::process::keep_over_exec(number).doing(|| format!("hand on descriptor {number}"))?;
     }
-    identity::forbid_looking()
+    Ok(())
 }
 
 /// A killed runtime must not leave behind a container that is its own. One that outlives its creator sees the creator's

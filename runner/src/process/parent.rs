@@ -236,6 +236,7 @@ impl Container {
             cgroup: birthplace.as_ref().map(AsFd::as_fd),
             entrances: entrances.as_ref(),
             is_staged,
+            has_root_parent: rustix::process::geteuid().is_root(),
         };
         let (forked, mut is_born) = bear(&openings, inheritance)?;
         let Forked::Parent { pid, pidfd } = forked else {
