@@ -70,17 +70,22 @@ fn command_of(state: &Value) -> Option<String> {
     Some(args.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "))
 }
 
-fn all() -> anyhow::Result<Vec<(String, PathBuf, Value)>> {
+/// What is in the directory of containers, by name.
+fn entries() -> anyhow::Result<Vec<(String, PathBuf)>> {
     let directory = store_root()?.join("containers");
+    let words = || format!("list {}", directory.display());
     let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
+        Ok(entries) => entries.collect::<Result<Vec<_>, _>>().with_context(words)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("list {}", directory.display())),
+        Err(error) => return Err(error).with_context(words),
     };
+    let named = |entry: fs::DirEntry| Some((entry.file_name().into_string().ok()?, entry.path()));
+    Ok(entries.into_iter().filter_map(named).collect())
+}
+
+fn all() -> anyhow::Result<Vec<(String, PathBuf, Value)>> {
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.with_context(|| format!("list {}", directory.display()))?.path();
-        let Some(id) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { continue };
+    for (id, path) in entries()? {
         let Ok(text) = fs::read(path.join("state.json")) else { continue };
         let Ok(state) = serde_json::from_slice::<Value>(&text) else { continue };
         found.push((id, path, state));
@@ -114,18 +119,8 @@ struct Uses {
 
 /// Of all containers, those too whose state cannot be read: what they are on must not go.
 fn uses() -> anyhow::Result<Vec<Uses>> {
-    let directory = store_root()?.join("containers");
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("list {}", directory.display())),
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.with_context(|| format!("list {}", directory.display()))?.path();
-        let Some(container) = path.file_name().and_then(|name| name.to_str()).map(str::to_owned) else {
-            continue;
-        };
+    for (container, path) in entries()? {
         let document = |name: &str| -> Value {
             let text = fs::read(path.join(name)).unwrap_or_default();
             serde_json::from_slice(&text).unwrap_or_default()
